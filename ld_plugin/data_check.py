@@ -1,0 +1,97 @@
+"""Look for the data a config names before anything is built from it.
+
+Without this, a missing folder shows up minutes later (after the teacher was loaded, or only at the
+first validation) as a `FileNotFoundError` that names neither the config key nor what to change.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAINING = ('train_dataloader', 'val_dataloader', 'val_evaluator')
+TESTING = ('test_dataloader', 'test_evaluator')
+
+
+def check_data_folders(cfg: Mapping[str, Any], sections: Sequence[str] = TRAINING) -> None:
+    """Raise if a folder or file that the config's data sets and metrics read does not exist.
+
+    Args:
+        cfg: A whole config, as `mmengine.Config` or dict.
+        sections: The top-level keys to look at: `TRAINING` or `TESTING`.
+
+    Raises:
+        FileNotFoundError: Lists everything that is missing, each with its config key, the place
+            where it was looked for and the option that changes it.
+    """
+    complaints = [
+        complaint for section in sections for complaint in _section(cfg.get(section), section)
+    ]
+    if complaints:
+        raise FileNotFoundError('\n'.join(['the data of this config is not there:', *complaints]))
+
+
+def _section(value: Any, key: str) -> Iterator[str]:
+    """Complaints about a data loader, an evaluator, or a list of either."""
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _section(item, f'{key}.{index}')
+    elif isinstance(value, Mapping):
+        if key.split('.')[0].endswith('_dataloader'):
+            yield from _dataset(value.get('dataset'), f'{key}.dataset')
+        else:
+            yield from _evaluator(value, key)
+
+
+def _dataset(dataset: Any, key: str) -> Iterator[str]:
+    """Complaints about one data set, looking into wrappers (repeated, concatenated, mixed, ...)."""
+    if not isinstance(dataset, Mapping):  # built already: it has opened its files by now
+        return
+    if 'dataset' in dataset:
+        yield from _dataset(dataset['dataset'], f'{key}.dataset')
+    elif 'datasets' in dataset:
+        for index, part in enumerate(dataset['datasets']):
+            yield from _dataset(part, f'{key}.datasets.{index}')
+    elif _is_local(dataset):
+        yield from _plain_dataset(dataset, key)
+
+
+def _plain_dataset(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    if root and not Path(root).is_dir():
+        # What is below it is missing too; one line says enough.
+        yield _complaint(f'{key}.data_root', 'folder', root, root)
+        return
+    ann_file = dataset.get('ann_file')
+    if ann_file and not _below(root, ann_file).exists():
+        yield _complaint(f'{key}.ann_file', 'file', ann_file, root)
+    for name, prefix in (dataset.get('data_prefix') or {}).items():
+        if prefix and not _below(root, prefix).is_dir():
+            yield _complaint(f'{key}.data_prefix.{name}', 'folder', prefix, root)
+
+
+def _evaluator(evaluator: Mapping[str, Any], key: str) -> Iterator[str]:
+    if 'metrics' in evaluator:
+        yield from _section(evaluator['metrics'], f'{key}.metrics')
+    ann_file = evaluator.get('ann_file')
+    if ann_file and _is_local(evaluator) and not Path(ann_file).exists():
+        yield _complaint(f'{key}.ann_file', 'file', ann_file, '')
+
+
+def _is_local(section: Mapping[str, Any]) -> bool:
+    """Whether its paths are on a file system; a storage server's content is not looked up."""
+    backend = (section.get('backend_args') or {}).get('backend', 'local')
+    paths = (section.get('data_root'), section.get('ann_file'))
+    return backend == 'local' and not any('://' in path for path in paths if path)
+
+
+def _below(root: str, path: str) -> Path:
+    """The path as the data set completes it: a relative one starts at the root."""
+    return Path(root, path)
+
+
+def _complaint(key: str, kind: str, found: str, root: str) -> str:
+    place = _below(root, found).absolute() if found != root else Path(root).absolute()
+    return (
+        f"{key}: {kind} '{found}' not found (expected at {place}); put the data there, "
+        f'or say where it is: --cfg-options {key}=PATH'
+    )

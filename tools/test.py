@@ -1,0 +1,52 @@
+"""Evaluate a checkpoint on the test set of a config.
+
+Works on the distilled config and on the stock one: a published student is an ordinary checkpoint of the stock detector.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+
+import ld_plugin  # noqa: F401  (registers the plugin's types)
+from ld_plugin.data_check import TESTING, check_data_folders
+from ld_plugin.launch import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Evaluate a checkpoint on the test set of a config.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add_common_arguments(parser)
+    parser.add_argument('--out', type=Path, metavar='FILE.pkl', help='write all predictions here')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--show-dir', help='write pictures of predictions to WORK_DIR/TIMESTAMP/SHOW_DIR'
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per picture of --show')
+    args = parser.parse_args()
+    if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
+        parser.error(f'--out: predictions are written as a pickle; {args.out} must end in .pkl')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    try:
+        check_data_folders(cfg, TESTING)
+    except FileNotFoundError as error:
+        sys.exit(f'{args.config}: {error}')
+    runner = build_runner(cfg)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
