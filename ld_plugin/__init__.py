@@ -1,0 +1,15 @@
+"""Knowledge distillation for MMDetection and MMRotate: any stock config becomes a distilled one."""
+
+from . import detectors, distillers, losses, regions
+from .errors import ConfigError, NonFiniteTeacherError
+from .version import __version__
+
+__all__ = [
+    'ConfigError',
+    'NonFiniteTeacherError',
+    '__version__',
+    'detectors',
+    'distillers',
+    'losses',
+    'regions',
+]

@@ -1,0 +1,20 @@
+"""One representation of dense detectors, and the readers that produce it."""
+
+from .context import Assignment, DistillationContext
+from .outputs import DenseOutputs, HeadSpec
+from .positions import Positions
+from .readers import DenseReader, get_reader, heads_with_distributions, register_reader
+from .recorder import HeadRecorder
+
+__all__ = [
+    'Assignment',
+    'DenseOutputs',
+    'DenseReader',
+    'DistillationContext',
+    'HeadRecorder',
+    'HeadSpec',
+    'Positions',
+    'get_reader',
+    'heads_with_distributions',
+    'register_reader',
+]

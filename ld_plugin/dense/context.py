@@ -1,0 +1,71 @@
+"""One training step, as distillers and regions see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from mmdet.utils import reduce_mean
+from torch import Tensor
+
+from .outputs import DenseOutputs
+
+if TYPE_CHECKING:
+    from ..regions import Region, Selection
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The student's own label assignment, recorded while its stock loss ran.
+
+    Attributes:
+        labels: (N, P), 0..C-1 for positives, C for everything else.
+        label_weights: (N, P), 0 where the classification loss ignores the prior.
+        valid: (N, P) bool, False for priors in the padding.
+        num_classes: C.
+    """
+
+    labels: Tensor
+    label_weights: Tensor
+    valid: Tensor
+    num_classes: int
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """(N, P) bool."""
+        foreground = (self.labels >= 0) & (self.labels < self.num_classes)
+        return foreground & (self.label_weights > 0)
+
+
+@dataclass(frozen=True)
+class DistillationContext:
+    """Both models' outputs on one batch, its ground truth, and the regions computed so far.
+
+    Attributes:
+        student: Outputs with gradient.
+        teacher: Outputs without.
+        assignment: Labels of the student's priors.
+        gt_bboxes: Per image, (G, E) in pixels of the network's input; G may be 0.
+    """
+
+    student: DenseOutputs
+    teacher: DenseOutputs
+    assignment: Assignment
+    gt_bboxes: Sequence[Tensor]
+    _selections: dict[int, 'Selection'] = field(default_factory=dict)
+
+    def select(self, region: 'Region') -> 'Selection':
+        """The positions of ``region``, computed once however many distillers read them."""
+        if id(region) not in self._selections:
+            self._selections[id(region)] = region(self)
+        return self._selections[id(region)]
+
+    @cached_property
+    def mean_num_images(self) -> Tensor:
+        """Images per GPU in this batch, averaged over the GPUs; a scalar."""
+        return reduce_mean(torch.tensor(float(self.student.num_images), device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.priors.device

@@ -1,0 +1,131 @@
+"""What distillers, regions and losses know about a detector: :class:`DenseOutputs`.
+
+Shape shorthand, used in the whole package:
+
+    N  images in the batch           L  pyramid levels
+    A  priors per cell               P  priors of one image, all levels: sum over l of H_l * W_l * A
+    C  classes                       E  box sides (4: left, top, right, bottom), or box parameters
+    B  bins of a side's distribution K  selected positions of the batch, all levels
+
+Priors are ordered by level, row, column, anchor. The channel of class c of anchor a is ``a * C + c``,
+the channel of bin b of side e of anchor a is ``(a * E + e) * B + b``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .positions import Positions
+
+BoxDecoder = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a dense head predicts, known when it is built.
+
+    Attributes:
+        name: The head's class, for messages.
+        num_classes: C, without background.
+        strides: Per level, (x, y) in pixels.
+        num_base_priors: A of every level.
+        num_bins: B of the box distributions; None where the head predicts boxes directly.
+        box_dim: E.
+        feature_channels: Channels of the neck's levels.
+    """
+
+    name: str
+    num_classes: int
+    strides: tuple[tuple[float, float], ...]
+    num_base_priors: tuple[int, ...]
+    num_bins: int | None
+    box_dim: int
+    feature_channels: int
+
+
+@dataclass(frozen=True)
+class DenseOutputs:
+    """One model's raw predictions on one batch; nothing is copied until somebody selects positions.
+
+    Attributes:
+        spec: What the maps contain.
+        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid.
+        box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
+            predicts distributions.
+        features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.
+        priors: (P, E), xyxy pixels of the network's input.
+        decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)
+            into boxes (K, E) in pixels.
+    """
+
+    spec: HeadSpec
+    class_maps: Sequence[Tensor]
+    box_maps: Sequence[Tensor]
+    features: Sequence[Tensor]
+    priors: Tensor
+    decoder: BoxDecoder
+
+    @property
+    def num_images(self) -> int:
+        return self.class_maps[0].shape[0]
+
+    @property
+    def level_shapes(self) -> list[tuple[int, int, int]]:
+        """(H, W, A) of every level."""
+        return [
+            (*m.shape[-2:], a)
+            for m, a in zip(self.class_maps, self.spec.num_base_priors, strict=True)
+        ]
+
+    @property
+    def num_level_priors(self) -> list[int]:
+        """H * W * A of every level."""
+        return [h * w * a for h, w, a in self.level_shapes]
+
+    @cached_property
+    def prior_strides(self) -> Tensor:
+        """(P, 1), the stride of every prior along x, in pixels."""
+        return torch.cat(
+            [
+                self.priors.new_full((n, 1), stride[0])
+                for n, stride in zip(self.num_level_priors, self.spec.strides, strict=True)
+            ]
+        )
+
+    def class_logits(self, at: Positions) -> Tensor:
+        """Class logits at the selected priors, (K, C)."""
+        return at.gather(self.class_maps)
+
+    def distribution_logits(self, at: Positions) -> Tensor:
+        """Logits of the box sides' distributions at the selected priors, (K, E, B)."""
+        return at.gather(self.box_maps).unflatten(-1, (self.spec.box_dim, self.spec.num_bins))
+
+    def boxes(self, at: Positions) -> Tensor:
+        """Decoded boxes at the selected priors, (K, E) in pixels, differentiable."""
+        index = at.prior_index
+        return self.decoder(
+            at.gather(self.box_maps).float(), self.priors[index], self.prior_strides[index]
+        )
+
+    def level_class_logits(self, level: int) -> Tensor:
+        """All class logits of a level, (N, n_l, C)."""
+        return level_rows(self.class_maps[level], self.spec.num_base_priors[level])
+
+    def level_boxes(self, level: int) -> Tensor:
+        """All decoded boxes of a level, (N, n_l, E) in pixels."""
+        rows = level_rows(self.box_maps[level], self.spec.num_base_priors[level]).float()
+        start = sum(self.num_level_priors[:level])
+        here = slice(start, start + rows.shape[1])
+        priors = self.priors[here].expand(rows.shape[0], -1, -1)
+        strides = self.prior_strides[here].expand(rows.shape[0], -1, -1)
+        boxes = self.decoder(rows.flatten(0, 1), priors.flatten(0, 1), strides.flatten(0, 1))
+        return boxes.unflatten(0, rows.shape[:2])
+
+
+def level_rows(level_map: Tensor, num_base_priors: int) -> Tensor:
+    """Flatten a map (N, A * D, H, W) to rows (N, H * W * A, D)."""
+    n = level_map.shape[0]
+    return level_map.permute(0, 2, 3, 1).reshape(n, -1, level_map.shape[1] // num_base_priors)

@@ -1,0 +1,12 @@
+"""Readers: one per head family, from a head's raw outputs to :class:`~ld_plugin.dense.DenseOutputs`."""
+
+from .base import DenseReader, get_reader, heads_with_distributions, register_reader
+from .gfl import GFLReader
+
+__all__ = [
+    'DenseReader',
+    'GFLReader',
+    'get_reader',
+    'heads_with_distributions',
+    'register_reader',
+]

@@ -1,0 +1,105 @@
+"""The interface of a reader, and the table that finds one for a head."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from mmdet.structures.bbox import cat_boxes, get_box_tensor
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ..context import Assignment
+from ..outputs import DenseOutputs, HeadSpec
+from ..recorder import HeadRecorder
+
+_READERS: dict[str, type['DenseReader']] = {}
+
+
+def register_reader(*head_names: str) -> Callable[[type['DenseReader']], type['DenseReader']]:
+    """Register a reader for heads of these class names and for classes derived from them.
+
+    Names, not classes: a reader for an optional package's head needs no import of that package.
+    """
+
+    def register(reader: type[DenseReader]) -> type[DenseReader]:
+        _READERS.update(dict.fromkeys(head_names, reader))
+        return reader
+
+    return register
+
+
+def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
+    """The reader of the nearest class in ``head``'s inheritance that has one.
+
+    Raises:
+        ConfigError: No class of the head's inheritance has a reader.
+    """
+    for cls in type(head).__mro__:
+        if cls.__name__ in _READERS:
+            return _READERS[cls.__name__](head)
+    raise ConfigError(
+        f'{key}: found {type(head).__name__}, expected a head that has a reader: '
+        f'{", ".join(sorted(_READERS))}. To add one, subclass ld_plugin.dense.DenseReader, decorate '
+        f"it with @register_reader('{type(head).__name__}') and name its module in custom_imports."
+    )
+
+
+def heads_with_distributions() -> list[str]:
+    """Class names of the heads whose boxes are distributions, for messages."""
+    return sorted(name for name, reader in _READERS.items() if reader.has_distributions)
+
+
+class DenseReader(ABC):
+    """Reads one head.
+
+    Args:
+        head: The head, on any device, of student or teacher.
+    """
+
+    #: whether the head predicts a distribution over bins for every box side
+    has_distributions: ClassVar[bool] = False
+    #: methods of the head whose return values :meth:`assignment` needs
+    recorded_methods: ClassVar[tuple[str, ...]] = ('get_targets',)
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+
+    @property
+    @abstractmethod
+    def spec(self) -> HeadSpec:
+        """What the head predicts."""
+
+    @abstractmethod
+    def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Class logit maps and regression maps, level by level, out of the head's forward."""
+
+    @abstractmethod
+    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        """Boxes (K, E) in pixels from regression rows (K, D), priors (K, E) and strides (K, 1)."""
+
+    @abstractmethod
+    def assignment(self, record: HeadRecorder) -> Assignment:
+        """The label assignment out of what was recorded."""
+
+    def read(self, outs: tuple, features: Sequence[Tensor]) -> DenseOutputs:
+        """Wrap the head's raw outputs; nothing is computed but the priors."""
+        class_maps, box_maps = self.maps(outs)
+        return DenseOutputs(
+            spec=self.spec,
+            class_maps=class_maps,
+            box_maps=box_maps,
+            features=features,
+            priors=self.priors([m.shape[-2:] for m in class_maps], class_maps[0].device),
+            decoder=self._decode_in_float32,
+        )
+
+    def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
+        """All priors of one image, (P, E), from the head's own generator."""
+        levels = self.head.prior_generator.grid_priors(sizes, device=device)
+        return get_box_tensor(cat_boxes(levels))
+
+    def _decode_in_float32(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        # the expectation over bins is a matrix product, which autocast would round to half a bin
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.decode(rows.float(), priors, strides)

@@ -1,0 +1,93 @@
+"""Find a detector's config, and its published weights, by name, path or dict."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config, ConfigDict
+from mmengine.hub import get_config
+
+from ..errors import ConfigError
+
+_KEY = 'model.teacher.config'
+_OWN_PACKAGE = 'ld_plugin'
+
+
+def read_config(config: str | Path | Mapping[str, Any]) -> Config:
+    """Read a whole config.
+
+    Args:
+        config: ``'mmdet::gfl/...'`` (a config installed with its package), ``'ld_plugin::bccd/...'``
+            (one of this package), a path, or a dict with a ``model``.
+
+    Raises:
+        ConfigError: It is not found, or has no ``model``.
+    """
+    if isinstance(config, Mapping):
+        loaded = Config(dict(config))
+    elif '::' in str(config):
+        loaded = _read_packaged(str(config))
+    else:
+        if not Path(config).is_file():
+            raise ConfigError(
+                f'{_KEY}: found {str(config)!r}, but there is no such file (looked in {Path.cwd()}). '
+                "Give a path, a stock config as 'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', or a dict."
+            )
+        loaded = Config.fromfile(config)
+    if not isinstance(loaded.get('model'), Mapping):
+        raise ConfigError(f"{_KEY}: {config!r} has no 'model'; expected a whole detector config.")
+    return loaded
+
+
+def student_model(config: Config) -> ConfigDict:
+    """The ``model`` of a config without distillation: a distilled student can teach in its turn."""
+    model = config.model.copy()
+    if 'distillers' in model:
+        model.pop('distillers')
+        model.pop('teacher')
+        model['type'] = 'SingleStageDetector'
+    return model
+
+
+def published_checkpoint(config: Any) -> str:
+    """URL of the checkpoint that a package publishes for one of its configs.
+
+    Raises:
+        ConfigError: ``config`` is no stock name, or has no published checkpoint.
+    """
+    key = 'model.teacher.checkpoint'
+    if not isinstance(config, str) or '::' not in config or config.startswith(_OWN_PACKAGE):
+        raise ConfigError(
+            f"{key}: found 'auto', which needs a stock name such as 'mmdet::gfl/...' in {_KEY}; "
+            f'found {config!r}. Give the path or URL of a checkpoint.'
+        )
+    try:
+        return get_config(config, pretrained=True).model_path
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{key}: found 'auto', but no checkpoint is published for {config!r} ({error}). Give the "
+            'path or URL of one.'
+        ) from error
+
+
+def own_config_root() -> Path:
+    """The folder of this package's configs: installed, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def _read_packaged(name: str) -> Config:
+    package, relative = name.split('::', 1)
+    if package == _OWN_PACKAGE:
+        path = own_config_root() / relative
+        if path.is_file():
+            return Config.fromfile(path)
+        raise ConfigError(f'{_KEY}: found {name!r}, but {path} does not exist.')
+    try:
+        return get_config(name)
+    except (FileNotFoundError, ImportError, KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f'{_KEY}: found {name!r}, which is not among the configs of the installed {package}: '
+            f'{error}'
+        ) from error

@@ -1,0 +1,145 @@
+"""Any stock single-stage detector as a student."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors import SingleStageDetector
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.logging import MessageHub
+from torch import Tensor
+
+from ..dense import DistillationContext, HeadRecorder, get_reader
+from ..distillers import build_distillers
+from ..errors import ConfigError
+from .teacher import FrozenTeacher
+
+
+@MODELS.register_module()
+class DistilledSingleStageDetector(SingleStageDetector):
+    """A stock single-stage detector that also learns from a frozen teacher.
+
+    One training step:
+
+    1. the teacher's forward pass, without autograd, before the student's activations take memory;
+    2. the student's stock forward pass, label assignment and losses, while its raw outputs and its
+       assignment are recorded;
+    3. the losses of the distillers, in float32, each called ``loss_<key>``.
+
+    Inference is the stock detector's, and so are the keys of ``state_dict()``, except for trainable
+    parts of distillers under ``distillers.``.
+
+    Args:
+        teacher: Arguments of :class:`~ld_plugin.detectors.FrozenTeacher`: ``config``,
+            ``checkpoint``, optionally ``precision`` and ``classes``.
+        distillers: Configs of the distillers; each key names a loss.
+        backbone, neck, bbox_head, train_cfg, test_cfg, data_preprocessor, init_cfg: As in the stock
+            detector.
+        unsupported: Anything else that a ``model`` of another kind of detector holds.
+
+    Raises:
+        ConfigError: The config cannot work; nothing has been trained.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        bbox_head: dict,
+        teacher: Mapping[str, Any],
+        distillers: Mapping[str, Mapping[str, Any]],
+        neck: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        **unsupported: Any,
+    ) -> None:
+        if unsupported:
+            raise ConfigError(
+                f'model: found {", ".join(sorted(unsupported))}, which a plain single-stage detector '
+                f'(backbone, neck, bbox_head) does not have. DistilledSingleStageDetector works over '
+                f'configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py.'
+            )
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            bbox_head=bbox_head,
+            train_cfg=train_cfg,
+            test_cfg=test_cfg,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        reader = get_reader(self.bbox_head)
+        self._check_loss_names(distillers)
+        # not a torch module, hence neither in parameters() nor in state_dict()
+        self.teacher = FrozenTeacher.from_config(teacher)
+        self.distillers = build_distillers(distillers, reader.spec, self.teacher.spec)
+        self.teacher.match_inputs(self.data_preprocessor)
+        self.teacher.keeps_features = any(
+            'features' in distiller.reads_of_teacher for distiller in self.distillers.values()
+        )
+        self._class_names_checked = False
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        """The stock losses, plus one ``loss_<key>`` per distiller.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised and padded.
+            batch_data_samples: Ground truth and meta information of every image.
+        """
+        self._check_class_names()
+        teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
+        reader = get_reader(self.bbox_head)
+        with HeadRecorder(self.bbox_head, reader.recorded_methods) as record:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        teacher.check_finite()  # here, where the stock loss has waited for the device anyway
+        context = DistillationContext(
+            student=reader.read(record.outs, record.inputs),
+            teacher=teacher.outputs,
+            assignment=reader.assignment(record),
+            gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],
+        )
+        losses.update(self._distillation_losses(context))
+        return losses
+
+    def _distillation_losses(self, context: DistillationContext) -> dict[str, Tensor]:
+        with torch.autocast(context.device.type, enabled=False):
+            return {
+                f'loss_{name}': distiller(context) for name, distiller in self.distillers.items()
+            }
+
+    def _apply(self, *args: Any, **kwargs: Any) -> 'DistilledSingleStageDetector':
+        """Every move of a module (``to``, ``cuda``, ``cpu``) comes through here."""
+        super()._apply(*args, **kwargs)
+        self.teacher.to(next(self.parameters()).device)
+        return self
+
+    def _check_loss_names(self, distillers: Mapping[str, Any]) -> None:
+        taken = [name for name in distillers if hasattr(self.bbox_head, f'loss_{name}')]
+        if taken:
+            raise ConfigError(
+                f'model.distillers.{taken[0]}: the head {type(self.bbox_head).__name__} has a loss '
+                f"named 'loss_{taken[0]}' of its own. Choose another key."
+            )
+
+    def _check_class_names(self) -> None:
+        """Compare class names with the data set's, which is known once a runner trains."""
+        if self._class_names_checked:
+            return
+        self._class_names_checked = True
+        meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+        student: Sequence[str] | None = meta.get('classes')
+        teacher = self.teacher.classes
+        if student is None or teacher is None or tuple(student) == tuple(teacher):
+            return
+        if all(d.reads_of_teacher == {'features'} for d in self.distillers.values()):
+            return
+        raise ConfigError(
+            'model.teacher.checkpoint: the teacher was trained on other classes or in another '
+            f'order than train_dataloader.dataset has: teacher {tuple(teacher)}, student '
+            f'{tuple(student)}. Choose another teacher, order the data set\'s metainfo.classes as '
+            "the teacher's, or, where only the spelling differs, set model.teacher.classes to the "
+            "student's names."
+        )

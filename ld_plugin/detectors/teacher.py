@@ -1,0 +1,205 @@
+"""The frozen teacher: a stock detector as an inference engine."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmdet.registry import MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from ..dense import DenseOutputs, HeadSpec, get_reader
+from ..errors import ConfigError, NonFiniteTeacherError
+from .checkpoint import class_names, load_checkpoint_file, load_weights
+from .input_conversion import InputConversion
+from .model_config import published_checkpoint, read_config, student_model
+
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What the teacher said about one batch.
+
+    Attributes:
+        outputs: Its dense outputs.
+        sums: (M,), the float32 sum of every map of ``outputs``; not finite where an element is not.
+    """
+
+    outputs: DenseOutputs
+    sums: Tensor
+
+    def check_finite(self) -> None:
+        """Stop where the teacher's outputs cannot be learned from.
+
+        Raises:
+            NonFiniteTeacherError: An output is NaN or infinite.
+        """
+        if not self.sums.isfinite().all():
+            raise NonFiniteTeacherError(self._where())
+
+    def _where(self) -> str:
+        kinds = dict(
+            class_logits=self.outputs.class_maps,
+            box_logits=self.outputs.box_maps,
+            features=self.outputs.features,
+        )
+        found = [
+            f'{kind} of level {level}, image {image}'
+            for kind, maps in kinds.items()
+            for level, level_map in enumerate(maps)
+            for image, one in enumerate(level_map)
+            if not one.isfinite().all()
+        ]
+        return (
+            f'The teacher produced NaN or infinity: {"; ".join(found)} (counted from 0). Check '
+            "model.teacher.checkpoint, and with model.teacher.precision='fp16' use 'bf16' or 'fp32'."
+        )
+
+
+class FrozenTeacher:
+    """Runs a detector's dense head on the student's batches, and never learns.
+
+    It is no torch module: it appears in no ``parameters()``, ``modules()`` or ``state_dict()``, no
+    ``train()`` reaches it, and copies of the student (mmengine's EMA hook makes one) share it. The
+    student moves it along to other devices.
+
+    Batch norm is folded into convolutions, these run channels-last, and the inputs are converted to
+    the normalisation the teacher was trained with. Its assigner and losses never run.
+
+    Args:
+        model: A detector with ``backbone``, ``neck``, ``bbox_head`` and ``data_preprocessor``; it is
+            changed in place.
+        precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
+        classes: Names of the classes, in the order of its outputs; None if unknown.
+
+    Attributes:
+        keeps_features: Whether the neck's features are kept beside the head's outputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, precision: str = 'fp32', classes: Sequence[str] | None = None
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                f'model.teacher.precision: found {precision!r}, expected one of {list(PRECISIONS)}.'
+            )
+        if not hasattr(model, 'bbox_head'):
+            raise ConfigError(
+                f'model.teacher.config: {type(model).__name__} has no dense bbox_head, expected a '
+                'single-stage detector.'
+            )
+        self.classes = classes
+        self.keeps_features = True
+        self._dtype = PRECISIONS[precision]
+        self._model = _for_inference(model, self._dtype)
+        self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
+        self._conversion = InputConversion.between(model.data_preprocessor, model.data_preprocessor)
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> 'FrozenTeacher':
+        """Build and load what ``model.teacher`` describes.
+
+        Args:
+            cfg: ``config``: a stock name (``'mmdet::gfl/...'``), a path, a dict, or a config of this
+                package (``'ld_plugin::bccd/...'``). ``checkpoint``: a path, a URL, ``'auto'`` for
+                the one published with a stock config, or None for random weights. ``precision``
+                and ``classes`` (names, if not those in the checkpoint) are optional.
+
+        Raises:
+            ConfigError: A key is missing or unknown, nothing is found, or the weights do not fit.
+        """
+        cfg = _checked_keys(cfg)
+        config = read_config(cfg['config'])
+        model_cfg = student_model(config)
+        with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
+            model = MODELS.build(model_cfg)
+        classes = cfg.get('classes')
+        checkpoint = cfg['checkpoint']
+        if checkpoint is None:
+            warnings.warn(
+                'model.teacher.checkpoint is None: the teacher has random weights.', stacklevel=2
+            )
+        else:
+            if checkpoint == 'auto':
+                checkpoint = published_checkpoint(cfg['config'])
+            loaded = load_checkpoint_file(checkpoint, trained_by=cfg['config'])
+            load_weights(model, loaded, checkpoint)
+            classes = classes or class_names(loaded)
+        return cls(model, cfg.get('precision', 'fp32'), classes)
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What the teacher's head predicts."""
+        return self._reader.spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def to(self, device: torch.device) -> 'FrozenTeacher':
+        """Move to ``device``; the precision stays."""
+        if self.device != device:
+            self._model.to(device)
+        return self
+
+    def match_inputs(self, student_preprocessor: nn.Module) -> None:
+        """Convert from now on images that were normalised by ``student_preprocessor``."""
+        self._conversion = InputConversion.between(
+            student_preprocessor, self._model.data_preprocessor
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, image_shapes: Sequence[tuple[int, int]]) -> TeacherOutputs:
+        """Look at a batch of the student's.
+
+        Args:
+            images: (N, 3, H, W), as the student's preprocessor made them.
+            image_shapes: (height, width) of every image without padding.
+        """
+        images = self._conversion(images, image_shapes)
+        images = images.contiguous(memory_format=torch.channels_last)
+        low_precision = self._dtype != torch.float32
+        # switched off explicitly for fp32: the student's own autocast surrounds this call
+        with torch.autocast(
+            images.device.type, self._dtype if low_precision else None, enabled=low_precision
+        ):
+            features = self._model.extract_feat(images if low_precision else images.float())
+            outs = self._model.bbox_head(features)
+        outputs = self._reader.read(outs, features if self.keeps_features else ())
+        maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
+        return TeacherOutputs(outputs, torch.stack([m.sum(dtype=torch.float32) for m in maps]))
+
+    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
+        return self  # it never changes, so copies of the student need none of their own
+
+
+def _checked_keys(cfg: Any) -> Mapping[str, Any]:
+    known = ('config', 'checkpoint', 'precision', 'classes')
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f'model.teacher: found {cfg!r}, expected a dict with {known}.')
+    for key in ('config', 'checkpoint'):
+        if key not in cfg:
+            raise ConfigError(
+                f'model.teacher.{key}: missing. Give config and checkpoint; checkpoint=None stands '
+                'for random weights.'
+            )
+    for key in cfg:
+        if key not in known:
+            raise ConfigError(f'model.teacher.{key}: unknown key, expected one of {known}.')
+    return cfg
+
+
+def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    model.eval()
+    # not in the head: some heads share one convolution between several norm layers
+    for part in ('backbone', 'neck'):
+        if getattr(model, part, None) is not None:
+            setattr(model, part, fuse_conv_bn(getattr(model, part)))
+    for module in model.modules():
+        if type(module) is nn.Conv2d:  # a subclass may have an operator of its own
+            module.to(dtype=dtype, memory_format=torch.channels_last)
+    return model.requires_grad_(False)

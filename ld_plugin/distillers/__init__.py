@@ -1,0 +1,18 @@
+"""WHAT is mimicked: each distiller reads one quantity of both models and hands it to a loss."""
+
+from .base import Distiller, build_distillers
+from .classification import ClassificationDistiller
+from .feature import FeatureDistiller
+from .localization import LocalizationDistiller
+from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
+
+__all__ = [
+    'ClassificationDistiller',
+    'ConstantSchedule',
+    'Distiller',
+    'FeatureDistiller',
+    'LinearDecaySchedule',
+    'LinearWarmupSchedule',
+    'LocalizationDistiller',
+    'build_distillers',
+]

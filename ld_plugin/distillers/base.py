@@ -1,0 +1,171 @@
+"""The interface of a distiller, and how a config becomes distillers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..dense import DistillationContext, HeadSpec
+from ..dense.readers import heads_with_distributions
+from ..errors import ConfigError
+from ..losses import DistillationLoss
+from ..regions import Region
+from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
+from .schedules import ConstantSchedule, Schedule
+
+
+class Distiller(nn.Module, ABC):
+    """Compares one quantity of student and teacher over a region.
+
+    A subclass gathers that quantity at the region's positions, then calls its loss.
+
+    Args:
+        region: Where.
+        loss: How.
+        schedule: A factor over training; constantly 1 if None.
+
+    Attributes:
+        reads: Which outputs of both models it needs: ``'class_logits'``, ``'distributions'``,
+            ``'boxes'``, ``'features'``.
+        defaults: Configs of the parts that a user leaves out.
+    """
+
+    reads: ClassVar[frozenset[str]]
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(
+        self, region: Region, loss: DistillationLoss, schedule: Schedule | None = None
+    ) -> None:
+        super().__init__()
+        self.region = region
+        self.loss = loss
+        self.schedule = schedule or ConstantSchedule()
+
+    @abstractmethod
+    def distill(self, context: DistillationContext) -> Tensor:
+        """The loss before the schedule, a scalar; 0 with a defined gradient on an empty region."""
+
+    def forward(self, context: DistillationContext) -> Tensor:
+        return self.distill(context) * self.schedule.factor()
+
+    @property
+    def reads_of_teacher(self) -> frozenset[str]:
+        """What the teacher has to provide, the region's needs included."""
+        return self.reads | self.region.reads
+
+    def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
+        """Check that both heads offer what is compared, and make trainable parts.
+
+        Args:
+            student: What the student's head predicts.
+            teacher: What the teacher's head predicts.
+            key: The distiller's place in the config, for messages.
+
+        Raises:
+            ConfigError: A head lacks what is compared, or the two predict it differently.
+        """
+        reads = self.reads_of_teacher
+        _check_equal(
+            key,
+            'strides of the levels',
+            student.strides,
+            teacher.strides,
+            'Positions correspond level by level; choose a teacher with the same strides.',
+        )
+        if reads == {'features'}:
+            return
+        _check_equal(
+            key,
+            'priors per cell (num_base_priors)',
+            student.num_base_priors,
+            teacher.num_base_priors,
+            "Set the same anchor_generator in model.bbox_head as in the teacher's.",
+        )
+        _check_equal(
+            key,
+            'number of classes (bbox_head.num_classes)',
+            student.num_classes,
+            teacher.num_classes,
+            "Choose a teacher that was trained on the student's classes; features alone "
+            '(FeatureDistiller) can be distilled from any.',
+        )
+        if 'distributions' in reads:
+            _check_distributions(key, student, teacher)
+
+
+def build_distillers(
+    cfg: Mapping[str, Mapping[str, Any]], student: HeadSpec, teacher: HeadSpec
+) -> nn.ModuleDict:
+    """Build ``model.distillers``; the keys name the losses.
+
+    Equal region configs give one object, so that a region is computed once per batch.
+
+    Raises:
+        ConfigError: An unknown name, a bad value, or heads that do not fit.
+    """
+    if not isinstance(cfg, Mapping) or not cfg:
+        raise ConfigError(
+            f'model.distillers: found {cfg!r}, expected a dict with at least one distiller, for '
+            'example ld_plugin.recipes.ld_full.'
+        )
+    regions: list[tuple[Mapping, Region]] = []
+    distillers = nn.ModuleDict()
+    for name, distiller_cfg in cfg.items():
+        key = f'model.distillers.{name}'
+        distiller = _build_distiller(distiller_cfg, key, regions)
+        distiller.prepare(student, teacher, key)
+        distillers[name] = distiller
+    return distillers
+
+
+def _build_distiller(
+    cfg: Mapping[str, Any], key: str, regions: list[tuple[Mapping, Region]]
+) -> Distiller:
+    parts = {}
+    if isinstance(cfg, Mapping) and 'type' in cfg:
+        cls = DISTILLERS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+        defaults = getattr(cls, 'defaults', {})
+        cfg = {**defaults, **cfg}
+        for part, registry in (('loss', LOSSES), ('schedule', SCHEDULES)):
+            if part in cfg:
+                parts[part] = build(registry, cfg.pop(part), f'{key}.{part}')
+        if 'region' in cfg:
+            parts['region'] = _shared_region(cfg.pop('region'), f'{key}.region', regions)
+    return build(DISTILLERS, cfg, key, **parts)
+
+
+def _shared_region(
+    cfg: Mapping[str, Any], key: str, regions: list[tuple[Mapping, Region]]
+) -> Region:
+    for known, region in regions:
+        if known == cfg:
+            return region
+    region = build(REGIONS, cfg, key)
+    regions.append((cfg, region))
+    return region
+
+
+def _check_distributions(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
+    for owner, spec in (('student', student), ('teacher', teacher)):
+        if spec.num_bins is None:
+            raise ConfigError(
+                f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, which "
+                f'localization distillation needs. Heads that have them: '
+                f'{", ".join(heads_with_distributions())}.'
+            )
+    _check_equal(
+        key,
+        'bins per box side (bbox_head.reg_max + 1)',
+        student.num_bins,
+        teacher.num_bins,
+        "Set model.bbox_head.reg_max to the teacher's.",
+    )
+
+
+def _check_equal(key: str, what: str, student: Any, teacher: Any, advice: str) -> None:
+    if student != teacher:
+        raise ConfigError(
+            f'{key}: {what} differ: student {student}, teacher {teacher}, expected the same. '
+            f'{advice}'
+        )

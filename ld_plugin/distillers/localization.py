@@ -1,0 +1,71 @@
+"""Localization distillation: the distributions of the box sides."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..errors import ConfigError
+from ..losses import DistillationLoss
+from ..regions import Region
+from ..registry import DISTILLERS
+from .base import Distiller
+from .schedules import Schedule
+
+
+@DISTILLERS.register_module()
+class LocalizationDistiller(Distiller):
+    """Localization distillation, LD (Zheng et al., CVPR 2022; TPAMI 2023).
+
+    .. math:: \\frac{R}{N D} \\sum_{i \\in \\text{region}} w_i \\sum_e \\mathrm{LD}(z_{S,ie}, z_{T,ie})
+
+    over the N images of the batch, with the region's weights w. The published loss is the plain sum
+    divided by the constant D, which grows with the images per GPU; it was tuned at R images per GPU.
+    With the factor R / N the loss has the published value at the published batch size, and does not
+    change when the same images are split or repeated.
+
+    ``dict(type='LocalizationDistiller', region=dict(type='MainRegion'),
+    loss=dict(type='DistributionKLLoss', temperature=10, loss_weight=0.25))``
+
+    Args:
+        region: Where; default the main region.
+        loss: How; default KL divergence at temperature 10, weight 0.25.
+        schedule: A factor over training.
+        divisor: D; if None the region's published constant, 4 or for the valuable localization
+            region 16.
+        reference_images: R, images per GPU at which the loss weight was chosen; published 3.
+
+    Raises:
+        ConfigError: ``divisor`` or ``reference_images`` is not above 0.
+    """
+
+    reads = frozenset({'distributions'})
+    defaults: ClassVar = dict(
+        region=dict(type='MainRegion'),
+        loss=dict(type='DistributionKLLoss', temperature=10.0, loss_weight=0.25),
+    )
+
+    def __init__(
+        self,
+        region: Region,
+        loss: DistillationLoss,
+        schedule: Schedule | None = None,
+        divisor: float | None = None,
+        reference_images: float = 3,
+    ) -> None:
+        super().__init__(region, loss, schedule)
+        divisor = region.ld_divisor if divisor is None else divisor
+        for name, value in (('divisor', divisor), ('reference_images', reference_images)):
+            if value <= 0:
+                raise ConfigError(f'{name}: found {value}, expected a number above 0.')
+        self.divisor = divisor
+        self.reference_images = reference_images
+
+    def distill(self, context: DistillationContext) -> Tensor:
+        selection = context.select(self.region)
+        return self.loss(
+            context.student.distribution_logits(selection.priors),
+            context.teacher.distribution_logits(selection.priors),
+            weight=self.region.position_weight(context, selection)[:, None],
+            avg_factor=self.divisor * context.mean_num_images / self.reference_images,
+        )

@@ -1,0 +1,13 @@
+"""The exceptions that the plugin raises on purpose."""
+
+
+class ConfigError(ValueError):
+    """A value in the config cannot work.
+
+    The message starts with the config key, then says what was found, what was expected and what to
+    do about it. It is raised while the model is built, before any training.
+    """
+
+
+class NonFiniteTeacherError(RuntimeError):
+    """The teacher produced NaN or infinity, so that nothing could be learned from it."""

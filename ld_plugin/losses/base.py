@@ -1,0 +1,50 @@
+"""What every distillation loss shares: a weight, and the reduction that MMDetection's losses use."""
+
+from abc import ABC, abstractmethod
+
+from mmdet.models.losses.utils import weight_reduce_loss
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+class DistillationLoss(nn.Module, ABC):
+    """Base of the registered losses; a subclass says only how one row differs from another.
+
+    Args:
+        loss_weight: Factor of the whole loss, at least 0.
+
+    Raises:
+        ConfigError: ``loss_weight`` is negative.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        if loss_weight < 0:
+            raise ConfigError(f'loss_weight: found {loss_weight}, expected at least 0.')
+        self.loss_weight = loss_weight
+
+    @abstractmethod
+    def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The unweighted loss of every row: (..., D) and (..., D) to (...)."""
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """Reduce the rows to a scalar.
+
+        Args:
+            student: (..., D), carries the gradient.
+            teacher: (..., D), detached inside.
+            weight: (...), a factor per row; all 1 if None.
+            avg_factor: What the weighted sum is divided by; the number of rows if None.
+
+        Returns:
+            A scalar; 0 with a defined gradient when there are no rows and ``avg_factor`` is given.
+        """
+        loss = self.elementwise(student, teacher)
+        return self.loss_weight * weight_reduce_loss(loss, weight, 'mean', avg_factor)

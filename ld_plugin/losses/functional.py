@@ -1,0 +1,47 @@
+"""Losses as pure functions of logits and features.
+
+Shape shorthand: K selected positions, B bins (or classes), C feature channels, ``...`` any leading
+dimensions. Targets carry no gradient. Half-precision inputs are computed in float32.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distribution_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    r"""KL divergence between two softened distributions, averaged over the bins.
+
+    .. math:: \frac{\tau^2}{B} \sum_b p_{T,b} (\log p_{T,b} - \log p_{S,b}),
+              \quad p = \mathrm{softmax}(z / \tau)
+
+    Localization distillation (Zheng et al., CVPR 2022, eq. 3-4) applies it to the B logits of a box
+    side, classification distillation to the C class logits of a position. The published
+    implementation averages over the bins, so its value is 1/B of the divergence, and so is ours.
+
+    Args:
+        student: Logits, (..., B).
+        teacher: Logits, (..., B).
+        temperature: tau > 0.
+
+    Returns:
+        (...), not below 0 up to rounding; its gradient in ``student`` is ``tau / B * (p_S - p_T)``.
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        reduction='none',
+        log_target=True,
+    )
+    return divergence.mean(dim=-1) * temperature**2
+
+
+def feature_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference averaged over the channels: (..., C) and (..., C) to (...)."""
+    difference = at_least_float32(student) - at_least_float32(teacher.detach())
+    return difference.square().mean(dim=-1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is where it is float32 or float64 already."""
+    return x.float() if x.element_size() < 4 else x

@@ -1,0 +1,22 @@
+"""WHERE something is mimicked: each region selects priors and may weight them."""
+
+from .background import BackgroundRegion
+from .base import Region, Selection
+from .everywhere import EverywhereRegion
+from .fine_grained import FineGrainedRegion
+from .general_instance import GIRegion
+from .inside_gt import InsideGTRegion
+from .main import MainRegion
+from .vlr import ValuableLocalizationRegion
+
+__all__ = [
+    'BackgroundRegion',
+    'EverywhereRegion',
+    'FineGrainedRegion',
+    'GIRegion',
+    'InsideGTRegion',
+    'MainRegion',
+    'Region',
+    'Selection',
+    'ValuableLocalizationRegion',
+]

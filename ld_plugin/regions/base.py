@@ -1,0 +1,68 @@
+"""The interface of a region."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..dense import DistillationContext, Positions
+from ..dense.positions import LevelShape
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a region selected in one batch.
+
+    Attributes:
+        weights: (N, P), bool or float; a prior is in the region where it is above 0.
+        shapes: (H, W, A) of every level.
+    """
+
+    weights: Tensor
+    shapes: Sequence[LevelShape]
+
+    @cached_property
+    def priors(self) -> Positions:
+        """The selected priors."""
+        return Positions.from_mask(self.weights > 0, self.shapes)
+
+    @cached_property
+    def cells(self) -> Positions:
+        """The cells that hold a selected prior, for what a cell has once: its features."""
+        if all(anchors == 1 for _, _, anchors in self.shapes):
+            return self.priors
+        return Positions.cells_from_mask(self.weights > 0, self.shapes)
+
+
+class Region(ABC):
+    """Selects priors of a batch. Equal configs share one region, computed once per batch.
+
+    Attributes:
+        ld_divisor: The constant under localization distillation's sum over the region (published: 4
+            for positives, 16 for the valuable localization region).
+        reads: Which of the teacher's outputs the region looks at, in the words of
+            :attr:`ld_plugin.distillers.Distiller.reads`.
+    """
+
+    ld_divisor: ClassVar[float] = 4.0
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def weights(self, context: DistillationContext) -> Tensor:
+        """(N, P), bool or float; a prior is in the region where it is above 0. No gradient."""
+
+    def position_weight(self, context: DistillationContext, selection: Selection) -> Tensor:
+        """(K,), how much each selected prior counts for localization distillation. No gradient."""
+        return selection.priors.take(selection.weights).float()
+
+    @torch.no_grad()
+    def __call__(self, context: DistillationContext) -> Selection:
+        return Selection(self.weights(context), context.student.level_shapes)
+
+    def per_image(self, context: DistillationContext) -> list[tuple[Tensor, Tensor]]:
+        """Ground truth boxes (G, E) and valid priors (P,) of every image."""
+        return list(zip(context.gt_bboxes, context.assignment.valid, strict=True))

@@ -1,0 +1,24 @@
+"""All priors."""
+
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..registry import REGIONS
+from .base import Region
+
+
+@REGIONS.register_module()
+class EverywhereRegion(Region):
+    """All priors of the image, not of its padding: ``dict(type='EverywhereRegion')``.
+
+    Args:
+        exclude_positives: Leave the student's positives out; the rest is what the LD authors take
+            for the valuable localization region of point-based heads.
+    """
+
+    def __init__(self, exclude_positives: bool = False) -> None:
+        self.exclude_positives = exclude_positives
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        valid = context.assignment.valid
+        return valid & ~context.assignment.positive if self.exclude_positives else valid

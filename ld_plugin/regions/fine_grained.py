@@ -1,0 +1,37 @@
+"""Fine-grained imitation region: priors that overlap an object nearly as well as the best one."""
+
+import torch
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..errors import ConfigError
+from ..registry import REGIONS
+from .base import Region
+from .geometry import fine_grained_region
+
+
+@REGIONS.register_module()
+class FineGrainedRegion(Region):
+    """Priors whose IoU is above a share of the object's best IoU (Wang et al., CVPR 2019).
+
+    ``dict(type='FineGrainedRegion')``.
+
+    Args:
+        share: Of the best IoU over all levels; in (0, 1).
+
+    Raises:
+        ConfigError: ``share`` out of its range.
+    """
+
+    def __init__(self, share: float = 0.5) -> None:
+        if not 0 < share < 1:
+            raise ConfigError(f'share: found {share}, expected a number between 0 and 1.')
+        self.share = share
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        return torch.stack(
+            [
+                fine_grained_region(context.student.priors, gt_bboxes, valid, self.share)
+                for gt_bboxes, valid in self.per_image(context)
+            ]
+        )

@@ -1,0 +1,213 @@
+"""Selections of priors as pure functions of boxes and scores.
+
+Shape shorthand: P priors of one image over all levels, G ground truths of the image, Q pairs of a
+prior and a ground truth that overlap. Boxes are xyxy in pixels. A few priors overlap a ground truth
+at all, so overlaps are computed for those pairs and never for all P x G.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from torch import Tensor
+
+OVERLAPS = ('iof', 'diou')
+
+
+def valuable_localization_region(
+    priors: Tensor,
+    gt_bboxes: Tensor,
+    num_level_priors: Sequence[int],
+    valid: Tensor | None = None,
+    alpha: float = 0.25,
+    topk: int = 9,
+    overlap: str = 'iof',
+) -> Tensor:
+    """Weight of every prior in the valuable localization region (Zheng et al., CVPR 2022, Alg. 1).
+
+    A prior is in the region of a ground truth when its overlap lies in ``[alpha * t, t)``, where t
+    is the ATSS threshold of that ground truth.
+
+    Args:
+        priors: (P, 4), by level.
+        gt_bboxes: (G, 4).
+        num_level_priors: Priors of every level; they sum to P.
+        valid: (P,) bool, False for priors to leave out; all count if None.
+        alpha: Share of the threshold where the region begins.
+        topk: Nearest priors per level that make the threshold.
+        overlap: What is compared with the threshold: see :func:`centred_overlap`.
+
+    Returns:
+        (P,), the largest IoU with a ground truth in whose region the prior lies, else 0.
+    """
+    weights = priors.new_zeros(priors.shape[0])
+    if gt_bboxes.shape[0] == 0:
+        return weights
+    threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
+    # the threshold is never negative, so a prior in the region has an overlap above 0
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
+    pair_priors, pair_gts = priors[prior_index], gt_bboxes[gt_index]
+    distance = centred_overlap(pair_priors, pair_gts, overlap)
+    pair_threshold = threshold[gt_index]
+    inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
+    iou = bbox_overlaps(pair_priors, pair_gts, is_aligned=True).where(inside, 0)
+    return weights.scatter_reduce(0, prior_index, iou, 'amax')
+
+
+def atss_thresholds(
+    priors: Tensor,
+    gt_bboxes: Tensor,
+    num_level_priors: Sequence[int],
+    valid: Tensor | None = None,
+    topk: int = 9,
+) -> Tensor:
+    """Mean + standard deviation of the IoU over each ground truth's nearest priors (ATSS).
+
+    Args:
+        priors: (P, 4), by level.
+        gt_bboxes: (G, 4).
+        num_level_priors: Priors of every level.
+        valid: (P,) bool, False for priors to leave out.
+        topk: Candidates per level, those with the nearest centre, or all where there are fewer.
+
+    Returns:
+        (G,); NaN, which no overlap reaches, where there are fewer than two candidates.
+    """
+    nearest = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk)
+    iou = bbox_overlaps(
+        priors[nearest].flatten(0, 1),
+        gt_bboxes.repeat_interleave(nearest.shape[1], dim=0),
+        is_aligned=True,
+    ).view(nearest.shape)
+    # where a level has fewer valid priors than topk, the rest of its candidates must not count
+    counted = torch.ones_like(iou) if valid is None else valid[nearest].to(iou.dtype)
+    number = counted.sum(1)
+    mean = (iou * counted).sum(1) / number
+    variance = ((iou - mean[:, None]).square() * counted).sum(1) / (number - 1)
+    return mean + variance.sqrt()
+
+
+def _nearest_priors(
+    priors: Tensor,
+    gt_bboxes: Tensor,
+    num_level_priors: Sequence[int],
+    valid: Tensor | None,
+    topk: int,
+) -> Tensor:
+    """(G, candidates of all levels), indices into ``priors``."""
+    # contiguous (2, P) and (2, G): the P x G distances are the one large array here
+    x, y = ((priors[:, :2] + priors[:, 2:]) / 2).t().contiguous()
+    gt_x, gt_y = ((gt_bboxes[:, :2] + gt_bboxes[:, 2:]) / 2).t().contiguous()[..., None]
+    nearest, start = [], 0
+    for n in num_level_priors:
+        here = slice(start, start + n)
+        distance = (x[here] - gt_x).square_().add_((y[here] - gt_y).square_())
+        if valid is not None:
+            distance.masked_fill_(~valid[here], torch.inf)
+        indices = distance.topk(min(topk, n), dim=1, largest=False, sorted=False).indices
+        nearest.append(indices + start)
+        start += n
+    return torch.cat(nearest, dim=1)
+
+
+def overlapping_pairs(
+    priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices (Q,) of prior and ground truth of all pairs whose intersection has an area."""
+    left, top, right, bottom = priors.t().contiguous()
+    gt_left, gt_top, gt_right, gt_bottom = gt_bboxes.t().contiguous()[..., None]
+    overlapping = left < gt_right
+    overlapping &= right > gt_left
+    overlapping &= top < gt_bottom
+    overlapping &= bottom > gt_top
+    if valid is not None:
+        overlapping &= valid
+    gt_index, prior_index = overlapping.nonzero().unbind(1)
+    return prior_index, gt_index
+
+
+def centred_overlap(priors: Tensor, gt_bboxes: Tensor, overlap: str) -> Tensor:
+    """Overlap of aligned pairs less their centre distance, (Q, 4) and (Q, 4) to (Q,).
+
+    The distance term is that of DIoU: squared centre distance over the squared diagonal of the
+    smallest box around both.
+
+    Args:
+        priors: (Q, 4).
+        gt_bboxes: (Q, 4).
+        overlap: ``'diou'`` takes the IoU; ``'iof'`` divides the intersection by the prior's area
+            instead, as the published localization distillation does.
+    """
+    covered = bbox_overlaps(
+        priors, gt_bboxes, mode='iou' if overlap == 'diou' else 'iof', is_aligned=True
+    )
+    centre = ((priors[:, :2] + priors[:, 2:]) - (gt_bboxes[:, :2] + gt_bboxes[:, 2:])) / 2
+    corner = torch.maximum(priors[:, 2:], gt_bboxes[:, 2:])
+    diagonal = corner - torch.minimum(priors[:, :2], gt_bboxes[:, :2])
+    return covered - centre.square().sum(1) / diagonal.square().sum(1).clamp(min=1e-6)
+
+
+def inside_gt_region(priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None) -> Tensor:
+    """(P,) bool: the prior's centre lies strictly inside a ground truth, (P, 4) and (G, 4)."""
+    x, y = ((priors[:, :2] + priors[:, 2:]) / 2).t().contiguous()
+    left, top, right, bottom = gt_bboxes.t().contiguous()[..., None]
+    inside = ((x > left) & (x < right) & (y > top) & (y < bottom)).any(dim=0)
+    return inside if valid is None else inside & valid
+
+
+def fine_grained_region(
+    priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None, share: float = 0.5
+) -> Tensor:
+    """(P,) bool: the IoU with a ground truth exceeds ``share`` of its best over all priors."""
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
+    iou = bbox_overlaps(priors[prior_index], gt_bboxes[gt_index], is_aligned=True)
+    best = iou.new_zeros(gt_bboxes.shape[0]).scatter_reduce(0, gt_index, iou, 'amax')
+    near_best = (iou > share * best[gt_index]).to(iou.dtype)
+    return priors.new_zeros(priors.shape[0]).scatter_reduce(0, prior_index, near_best, 'amax') > 0
+
+
+def general_instance_scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """How much two models' class scores differ (Dai et al., CVPR 2021, eq. 1-2).
+
+    Args:
+        student: Class logits (..., C).
+        teacher: Class logits (..., C).
+
+    Returns:
+        The largest absolute difference of a class's score, (...) in [0, 1], and a bool (...): the
+        teacher scores that class at least as high.
+    """
+    difference = teacher.float().sigmoid() - student.float().sigmoid()
+    scores, classes = difference.abs().max(dim=-1)
+    return scores, difference.gather(-1, classes[..., None])[..., 0] >= 0
+
+
+def select_top_boxes(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """The first ``topk`` survivors of greedy non-maximum suppression, for each of N sets of M boxes.
+
+    Only the few survivors are looked for, one after another, so no list of boxes is sorted.
+
+    Args:
+        boxes: (N, M, 4).
+        scores: (N, M); boxes below 0 take no part.
+        iou_threshold: A box that overlaps a survivor by more is suppressed.
+        topk: Most survivors per set.
+
+    Returns:
+        (N, M) bool, and the survivors' indices (N, topk) from best to worst, -1 where there are
+        fewer.
+    """
+    scores = scores.clone()
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    order = []
+    for _ in range(min(topk, boxes.shape[1])):
+        best = scores.argmax(dim=1, keepdim=True)
+        alive = scores.gather(1, best) >= 0
+        kept |= torch.zeros_like(kept).scatter(1, best, alive)
+        order.append(best.where(alive, -1))
+        best_boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        overlaps = bbox_overlaps(best_boxes, boxes)[:, 0]
+        scores = scores.masked_fill((overlaps > iou_threshold) & alive, -1).scatter(1, best, -1)
+    return kept, torch.cat(order, dim=1)

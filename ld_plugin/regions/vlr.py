@@ -1,0 +1,69 @@
+"""Valuable localization region: priors near an object that the assigner left out."""
+
+import torch
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..errors import ConfigError
+from ..registry import REGIONS
+from .base import Region
+from .geometry import OVERLAPS, valuable_localization_region
+
+
+@REGIONS.register_module()
+class ValuableLocalizationRegion(Region):
+    """Priors that overlap an object, but less than positives do (Zheng et al., CVPR 2022, Alg. 1).
+
+    ``dict(type='ValuableLocalizationRegion')``; each prior counts with its IoU.
+
+    Args:
+        alpha: Lower bound of the overlap, as a share of the assigner's threshold; in (0, 1).
+        topk: Nearest priors per level that the threshold is taken from (ATSS uses 9).
+        overlap: ``'iof'`` compares intersection over the prior's area, less the centre distance, as
+            the published implementation does; ``'diou'`` is the paper's text.
+        exclude_positives: Leave the student's positives out. The published implementation keeps
+            those that qualify for anchor-free-like heads (GFL) and drops them for RetinaNet.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+
+    ld_divisor = 16.0
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        topk: int = 9,
+        overlap: str = 'iof',
+        exclude_positives: bool = False,
+    ) -> None:
+        if not 0 < alpha < 1:
+            raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
+        if topk < 2:
+            raise ConfigError(f'topk: found {topk}, expected at least 2.')
+        if overlap not in OVERLAPS:
+            raise ConfigError(f'overlap: found {overlap!r}, expected one of {OVERLAPS}.')
+        self.alpha = alpha
+        self.topk = topk
+        self.overlap = overlap
+        self.exclude_positives = exclude_positives
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        student = context.student
+        weights = torch.stack(
+            [
+                valuable_localization_region(
+                    student.priors,
+                    gt_bboxes,
+                    student.num_level_priors,
+                    valid,
+                    alpha=self.alpha,
+                    topk=self.topk,
+                    overlap=self.overlap,
+                )
+                for gt_bboxes, valid in self.per_image(context)
+            ]
+        )
+        if self.exclude_positives:
+            weights = weights.masked_fill(context.assignment.positive, 0)
+        return weights

@@ -1,0 +1,65 @@
+"""Registries of distillers, regions, losses and weight schedules, and the one way to build from them.
+
+The detectors themselves are registered in MMDetection's ``MODELS``, because a config names them in
+``model.type``. What stands inside ``model.distillers`` is looked up here, whatever the config's
+``default_scope`` is: the same recipe works in MMDetection and MMRotate configs.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.registry import Registry
+
+from .errors import ConfigError
+
+DISTILLERS = Registry('distiller', scope='ld_plugin')
+REGIONS = Registry('region', scope='ld_plugin')
+LOSSES = Registry('distillation loss', scope='ld_plugin')
+SCHEDULES = Registry('weight schedule', scope='ld_plugin')
+
+
+def build(registry: Registry, cfg: Mapping[str, Any], key: str, **built: Any) -> Any:
+    """Build the object that ``cfg`` describes.
+
+    Args:
+        registry: Where ``cfg['type']`` is looked up.
+        cfg: ``type`` and the arguments of its constructor.
+        key: Where ``cfg`` stands in the config, for messages: ``model.distillers.ld.region``.
+        built: Further constructor arguments, already objects.
+
+    Raises:
+        ConfigError: Unknown type, unknown or missing argument, or a value the class refuses.
+    """
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        raise ConfigError(f"{key}: expected a dict with a 'type', found {cfg!r}.")
+    cls = _lookup(registry, cfg['type'], key)
+    kwargs = {name: value for name, value in cfg.items() if name != 'type'} | built
+    try:
+        inspect.signature(cls).bind(**kwargs)
+    except TypeError as error:
+        accepted = ', '.join(inspect.signature(cls).parameters)
+        raise ConfigError(
+            f'{key}: {cls.__name__} cannot be built: {error}. It accepts: {accepted}.'
+        ) from error
+    try:
+        return cls(**kwargs)
+    except ConfigError as error:
+        raise ConfigError(f'{key}.{error}') from error
+
+
+def _lookup(registry: Registry, name: str | type, key: str) -> type:
+    if isinstance(name, type):
+        return name
+    cls = registry.get(name)
+    if cls is None:
+        known = sorted(registry.module_dict)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f' Did you mean {close[0]!r}?' if close else ''
+        raise ConfigError(
+            f'{key}.type: {name!r} is not a registered {registry.name}.{hint} '
+            f'Registered: {", ".join(known)}. One of your own must be imported, '
+            f"for example by custom_imports = dict(imports=['my_module'])."
+        )
+    return cls
