@@ -1,16 +1,16 @@
-"""Put `configs/` and `tools/` into the package, where MIM looks for them; pyproject.toml has the rest.
+"""Put `configs/` and `tools/` into the package for MIM; pyproject.toml has everything else.
 
-MIM runs `<folder of the package>/.mim/tools/train.py` and searches a config's name below that folder.
+MIM runs `<package folder>/.mim/tools/train.py`, and searches that folder for a config's name.
 
-- In a wheel, `ld_plugin/.mim` holds copies of both folders. They are made in the build folder: nothing is
-  written into the source tree.
-- In an editable install MIM takes the whole source tree for the package's folder, and finds `tools/` and `configs/`
-  where they are. Links in `ld_plugin/.mim` would show it every config twice, and it refuses a name found twice,
-  so an editable install has none.
+- In a wheel, `ld_plugin/.mim` holds copies of both folders. They are made in the build folder:
+  nothing is written into the source tree.
+- In an editable install, MIM takes the whole source tree for the package folder, and finds
+  `tools/` and `configs/` where they are. Links in `ld_plugin/.mim` would show it every config
+  twice, and it refuses a name found twice, so an editable install has none.
 
-MIM asks for the folder of a distribution and believes the first entry of its file list. That entry is
-`ld_plugin/...` because `mmdet_ld_plugin-*.dist-info` sorts behind it and because there are no console scripts
-(`../../../bin/...` would sort first). Keep both so.
+MIM takes the first entry of a distribution's file list for the package folder. That entry is
+`ld_plugin/...` because `mmdet_ld_plugin-*.dist-info` sorts behind it and because there are no
+console scripts (`../../../bin/...` would sort first). Keep both so.
 """
 
 import atexit
@@ -39,7 +39,7 @@ def mim_files() -> list[Path]:
 
 
 class BuildMim(Command):
-    """Copy configs and tools to `ld_plugin/.mim` of the build folder (a setuptools `SubCommand`)."""
+    """Copy configs and tools into the build folder (a setuptools `SubCommand`)."""
 
     description = 'copy configs and tools for MIM'
     user_options = []
@@ -78,9 +78,9 @@ class Build(build):
 def scratch_options() -> dict[str, dict[str, str]]:
     """Options that send intermediate files to a temporary folder instead of the source tree.
 
-    A `build/` left behind is no mere litter: the next wheel would contain whatever was deleted since, and MIM
-    would find the configs in it a second time. A source distribution keeps its own place for metadata,
-    since it archives it.
+    A `build/` left behind is no mere litter: the next wheel would contain whatever was deleted
+    since, and MIM would find the configs in it a second time. A source distribution keeps its
+    usual place for metadata, because it archives it.
     """
     scratch = tempfile.mkdtemp(prefix='mmdet-ld-plugin-')
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)

@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 class _Runner(Runner):
     """Writes the config that it ran as `config.py`, not under the name of the config file.
 
-    In an editable install MIM looks for `mim train mmdet-ld-plugin NAME` in the whole source tree, work folders
-    included, and refuses a name found twice: a copy of that name would make every second run fail.
+    In an editable install MIM looks for a config's name in the whole source tree, work folders
+    included, and refuses a name found twice: a copy of that name would make every second
+    `mim train mmdet-ld-plugin NAME` fail.
     """
 
     def dump_config(self) -> None:
@@ -21,7 +22,7 @@ class _Runner(Runner):
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments that mmdet's training and test programs both take (MIM passes `--launcher`)."""
+    """Add what mmdet's training and test programs both take (MIM passes `--launcher`)."""
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and results')
     parser.add_argument(
         '--cfg-options',

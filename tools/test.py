@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on the test set of a config.
 
-Works on the distilled config and on the stock one: a published student is an ordinary checkpoint of the stock detector.
+Works on the distilled config and on the stock one: a published student is an ordinary checkpoint
+of the stock detector.
 """
 
 import sys

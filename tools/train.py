@@ -1,7 +1,7 @@
 """Train a detector, with or without a teacher, from a config.
 
-Takes what mmdet's own `tools/train.py` takes; the plugin's types are registered, so that a config needs no
-`custom_imports` here.
+Takes what mmdet's own `tools/train.py` takes. The plugin's types are registered here, so that a
+config needs no `custom_imports`.
 """
 
 import sys
@@ -24,7 +24,7 @@ def parse_args() -> Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate to the batch size, from the config's auto_scale_lr.base_batch_size",
+        help="scale the learning rate from the config's auto_scale_lr.base_batch_size",
     )
     parser.add_argument(
         '--resume',
@@ -44,8 +44,9 @@ def apply_training_options(cfg: Config, args: Namespace) -> None:
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise KeyError(
-                'auto_scale_lr.base_batch_size: not in the config, but --auto-scale-lr needs it; set it to the '
-                "total batch size that the config's learning rate is meant for, or leave the option out"
+                'auto_scale_lr.base_batch_size: not in the config, but --auto-scale-lr needs it; '
+                "set it to the total batch size that the config's learning rate is meant for, or "
+                'leave the option out'
             )
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
