@@ -1,0 +1,18 @@
+"""Set-up that every test gets."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from mmengine.registry import init_default_scope
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    """Every test starts as a new process does: a fixed seed, one thread, no runner's messages."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    init_default_scope('mmdet')
+    yield
+    MessageHub._instance_dict.clear()

@@ -1,0 +1,120 @@
+"""Small detectors and batches that the tests share.
+
+Everything is built over a stock config, so the tests see what users have: a GFL of 8 backbone
+and 32 head channels learns nothing useful, but has the stock structure and takes milliseconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine import ConfigDict
+from mmengine.hub import get_config
+from mmengine.structures import InstanceData
+from torch import nn
+
+import ld_plugin  # noqa: F401  (registers the plugin's types)
+from ld_plugin.recipes import ld_full
+
+GFL = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+
+
+def tiny_gfl(num_classes: int = 3, depth: int = 18, channels: int = 32, **head: Any) -> ConfigDict:
+    """The ``model`` of a stock GFL, made narrow.
+
+    Args:
+        num_classes: C.
+        depth: Of the ResNet: 18, 34, 50 or 101.
+        channels: Of neck and head; a multiple of 32, because the head has 32 groups.
+        head: Other arguments of the head, such as ``reg_max``.
+    """
+    model = get_config(GFL).model
+    widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
+    model.backbone.update(depth=depth, base_channels=8, stem_channels=8, init_cfg=None)
+    model.neck.update(in_channels=widths, out_channels=channels)
+    model.bbox_head.update(
+        num_classes=num_classes, in_channels=channels, feat_channels=channels, stacked_convs=1
+    )
+    model.bbox_head.update(head)
+    return model
+
+
+def tiny_distilled(
+    teacher: Mapping[str, Any] | None = None,
+    distillers: Mapping[str, Any] = ld_full,
+    student: ConfigDict | None = None,
+) -> ConfigDict:
+    """The ``model`` of a distilled tiny GFL.
+
+    Args:
+        teacher: ``model.teacher``; by default a tiny GFL with random weights.
+        distillers: ``model.distillers``; by default the full recipe.
+        student: ``model`` of the stock detector; by default a tiny GFL.
+    """
+    model = (student or tiny_gfl()).copy()
+    model.type = 'DistilledSingleStageDetector'
+    model.teacher = teacher or dict(config=dict(model=tiny_gfl()), checkpoint=None)
+    model.distillers = distillers
+    return model
+
+
+def build(model: ConfigDict, seed: int = 0) -> nn.Module:
+    """Build a model in training mode; equal seeds give equal weights.
+
+    The layers keep torch's own initial weights: with the stock ones every box distribution would be
+    nearly uniform, and student and teacher nearly equal.
+    """
+    torch.manual_seed(seed)
+    return MODELS.build(model).train()
+
+
+def batch(
+    shapes: Sequence[tuple[int, int]] = ((64, 64), (48, 64)),
+    objects: Sequence[int] = (2, 1),
+    num_classes: int = 3,
+    seed: int = 0,
+) -> dict[str, list]:
+    """A batch as a data loader gives it: images, and samples with ground truth.
+
+    Args:
+        shapes: (height, width) of every image in pixels.
+        objects: Ground truths of every image; may be 0.
+        num_classes: Labels are in 0..num_classes-1.
+        seed: Of the noise in the images and of the boxes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, samples = [], []
+    for index, ((height, width), count) in enumerate(zip(shapes, objects, strict=True)):
+        images.append(
+            torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        )
+        size = torch.tensor([width, height])
+        corner = torch.rand(count, 2, generator=generator) * size * 0.5
+        extent = (0.2 + 0.3 * torch.rand(count, 2, generator=generator)) * size
+        sample = DetDataSample(
+            metainfo=dict(
+                img_id=index,
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corner, corner + extent], dim=1),
+            labels=torch.randint(0, num_classes, (count,), generator=generator),
+        )
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
+def losses(model: nn.Module, data: Mapping[str, list]) -> dict[str, Any]:
+    """One training forward pass through the model's own preprocessor."""
+    return model(**model.data_preprocessor(dict(data), training=True), mode='loss')
+
+
+def distillation_loss(model: nn.Module, data: Mapping[str, list]) -> torch.Tensor:
+    """The sum of the distillers' losses on a batch."""
+    found = losses(model, data)
+    return sum(found[f'loss_{name}'] for name in model.distillers)
