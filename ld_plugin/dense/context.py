@@ -53,13 +53,13 @@ class DistillationContext:
     teacher: DenseOutputs
     assignment: Assignment
     gt_bboxes: Sequence[Tensor]
-    _selections: dict[int, 'Selection'] = field(default_factory=dict)
+    _selections: dict['Region', 'Selection'] = field(default_factory=dict)
 
     def select(self, region: 'Region') -> 'Selection':
         """The positions of ``region``, computed once however many distillers read them."""
-        if id(region) not in self._selections:
-            self._selections[id(region)] = region(self)
-        return self._selections[id(region)]
+        if region not in self._selections:
+            self._selections[region] = region(self)
+        return self._selections[region]
 
     @cached_property
     def mean_num_images(self) -> Tensor:
