@@ -4,7 +4,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,45 +14,62 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging.history_buffer import HistoryBuffer
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 
 _KEY = 'model.teacher.checkpoint'
 ADAPTER_PREFIX = 'distillers.'
+_NUMPY_CORES = ('core', '_core')  # before NumPy 2, and since
 
 
-def load_checkpoint_file(checkpoint: str | os.PathLike, trained_by: Any = None) -> dict[str, Any]:
+def load_checkpoint_file(
+    checkpoint: str | os.PathLike, trained_by: Any = None, key: str = _KEY
+) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Nothing but tensors and plain values is unpickled where the file allows; otherwise a warning says
-    so, because such a file can run code.
+    Nothing but tensors and plain values is unpickled where the file allows; otherwise a warning
+    says so, because such a file can run code.
 
     Args:
         checkpoint: A path, or a URL, which is downloaded once into torch's hub folder.
         trained_by: The config that trains it, for the message when the file is missing.
+        key: Where the user named it, for messages.
 
     Raises:
         ConfigError: The file is missing, truncated, or not a checkpoint.
     """
-    path = Path(_download(str(checkpoint)) if '://' in str(checkpoint) else checkpoint)
+    path = Path(_download(str(checkpoint), key) if '://' in str(checkpoint) else checkpoint)
     if not path.is_file():
         hint = (
             f' Train it: mim train mmdet-ld-plugin {trained_by.split("::")[-1]}'
             if isinstance(trained_by, str)
             else ''
         )
-        raise ConfigError(f'{_KEY}: there is no file {str(path)!r} (looked in {Path.cwd()}).{hint}')
+        raise ConfigError(f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}).{hint}')
     try:
-        loaded = _load(path)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        loaded = _load(path, key)
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        OSError,
+        ImportError,  # it holds objects of a package that is not installed
+        AttributeError,
+    ) as error:
         raise ConfigError(
-            f'{_KEY}: {str(path)!r} cannot be read; it is truncated or not a checkpoint ({error}). '
+            f'{key}: {str(path)!r} cannot be read; it is truncated or not a checkpoint ({error}). '
             'Download or copy it again.'
         ) from error
     if not isinstance(loaded, Mapping):
-        raise ConfigError(f'{_KEY}: {str(path)!r} holds a {type(loaded).__name__}, expected a dict.')
+        raise ConfigError(f'{key}: {str(path)!r} holds a {type(loaded).__name__}, expected a dict.')
     return dict(loaded)
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A checkpoint's weights under the names of the bare model, not of a parallel wrapper."""
+    state = checkpoint.get('state_dict', checkpoint)
+    return {re.sub(r'^module\.', '', name): value for name, value in state.items()}
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:
@@ -62,15 +80,15 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     Raises:
         ConfigError: Weights are missing or have other shapes; all are listed.
     """
-    state = checkpoint.get('state_dict', checkpoint)
-    state = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not key.startswith(ADAPTER_PREFIX)}
+    state = {
+        name: value
+        for name, value in weights_of(checkpoint).items()
+        if not name.startswith(ADAPTER_PREFIX)
+    }
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(
-            f'{_KEY}: {name!r} does not fit model.teacher.config: {error}'
-        ) from error
+        raise ConfigError(f'{_KEY}: {name!r} does not fit model.teacher.config: {error}') from error
     if missing:
         raise ConfigError(
             f'{_KEY}: {name!r} does not fit model.teacher.config: it lacks {len(missing)} weights: '
@@ -86,31 +104,76 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
 
 def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
     """Class names in a checkpoint of MMDetection 3 or 2; None where it has none."""
-    meta = checkpoint.get('meta', {})
-    return meta.get('dataset_meta', {}).get('classes') or meta.get('CLASSES')
+    meta = checkpoint.get('meta') or {}
+    dataset_meta = meta.get('dataset_meta') or {}
+    return dataset_meta.get('classes') or dataset_meta.get('CLASSES') or meta.get('CLASSES')
 
 
-def _load(path: Path) -> Any:
-    # what mmengine's runner stores beside the weights
-    safe = [HistoryBuffer, np.ndarray, np.dtype, np.core.multiarray._reconstruct]
+def _load(path: Path, key: str) -> Any:
+    # older versions of torch cannot be told what else is safe; they warn below
+    allow = getattr(torch.serialization, 'safe_globals', nullcontext)
     try:
-        with torch.serialization.safe_globals(safe):
+        with allow(_runner_globals()):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'weights_only' not in str(error):
-            raise
+        if 'Unsupported operand' in str(error):  # not even a pickle
+            raise pickle.UnpicklingError('no checkpoint of torch.save') from None
         warnings.warn(
-            f'{_KEY}: {str(path)!r} holds more than weights, so reading it can run code from it. '
+            f'{key}: {str(path)!r} holds more than weights, so reading it can run code from it. '
             'Use checkpoints from sources you trust.',
-            stacklevel=2,
+            stacklevel=3,
         )
         return torch.load(path, map_location='cpu', weights_only=False)
 
 
-def _download(url: str) -> str:
+def _runner_globals() -> list[Callable]:
+    """What mmengine's runner pickles beside the weights: its log history, made of arrays."""
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    numbers = np.typecodes['AllInteger'] + np.typecodes['Float'] + '?'
+    return [
+        HistoryBuffer,
+        _named('builtins', 'getattr', _history_method),
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(code)) for code in numbers},
+        *(_named(f'numpy.{core}.multiarray', '_reconstruct', reconstruct) for core in _NUMPY_CORES),
+        *(_named(f'numpy.{core}.multiarray', 'scalar', scalar) for core in _NUMPY_CORES),
+    ]
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """The one use of `getattr` in a runner's checkpoint; anything else could be an attack."""
+    if owner is not HistoryBuffer:
+        raise pickle.UnpicklingError(f'getattr of {owner}')
+    return getattr(owner, name)
+
+
+def _named(module: str, name: str, function: Callable) -> Callable:
+    """``function`` under the name by which pickles know it."""
+
+    def named(*args: Any) -> Any:
+        return function(*args)
+
+    named.__module__, named.__name__, named.__qualname__ = module, name, name
+    return named
+
+
+def _download(url: str, key: str) -> str:
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
-    if get_rank() == 0 and not os.path.isfile(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.hub.download_url_to_file(url, path)
-    barrier()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # the first process alone, then those of other machines, whose folder may be another one
+    for turn in (get_rank() == 0, get_rank() != 0):
+        if turn and not os.path.isfile(path):
+            _fetch(url, path, key)
+        barrier()
     return path
+
+
+def _fetch(url: str, path: str, key: str) -> None:
+    try:
+        torch.hub.download_url_to_file(url, path)
+    except OSError as error:
+        raise ConfigError(
+            f'{key}: {url} cannot be downloaded ({error}). Check the address and the connection, '
+            'or give the path of a copy.'
+        ) from error
