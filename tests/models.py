@@ -4,7 +4,10 @@ Everything is built over a stock config, so the tests see what users have: a GFL
 and 32 head channels learns nothing useful, but has the stock structure and takes milliseconds.
 """
 
+import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +15,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine import ConfigDict
 from mmengine.hub import get_config
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import nn
+from torch.utils.data import Dataset
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.recipes import ld_full
@@ -118,3 +123,45 @@ def distillation_loss(model: nn.Module, data: Mapping[str, list]) -> torch.Tenso
     """The sum of the distillers' losses on a batch."""
     found = losses(model, data)
     return sum(found[f'loss_{name}'] for name in model.distillers)
+
+
+class TinyDataset(Dataset):
+    """Four images with two to four objects each, always the same, and class names."""
+
+    METAINFO = dict(classes=('circle', 'square', 'star'))
+
+    def __init__(self, num_images: int = 4) -> None:
+        self.metainfo = dict(self.METAINFO)
+        self.items = [batch([(64, 64)], [2 + i % 3], seed=i) for i in range(num_images)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        return dict(inputs=item['inputs'][0], data_samples=deepcopy(item['data_samples'][0]))
+
+
+def tiny_runner(
+    model: nn.Module | Mapping[str, Any], work_dir: Path, epochs: int = 2, **overrides: Any
+) -> Runner:
+    """An mmengine runner that trains on :class:`TinyDataset` and keeps every epoch's checkpoint."""
+    settings = dict(
+        train_dataloader=dict(
+            dataset=TinyDataset(),
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.01, momentum=0.9), clip_grad=dict(max_norm=35)
+        ),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        experiment_name=f'tiny_{time.time_ns()}',
+        log_level='WARNING',
+    )
+    return Runner(model=model, work_dir=str(work_dir), **(settings | overrides))
