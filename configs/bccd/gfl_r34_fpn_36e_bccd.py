@@ -1,0 +1,9 @@
+# The teacher of this folder: deeper, and trained three times as long.
+_base_ = 'gfl_r18_fpn_12e_bccd.py'
+
+model = dict(backbone=dict(depth=34))
+train_cfg = dict(max_epochs=36, val_interval=36)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=200),
+    dict(type='MultiStepLR', begin=0, end=36, by_epoch=True, milestones=[24, 33], gamma=0.1),
+]

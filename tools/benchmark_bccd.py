@@ -1,0 +1,184 @@
+"""Measure localization distillation on BCCD: train, evaluate, and print the table of the README.
+
+    python tools/benchmark_bccd.py data/bccd
+
+Trains the teacher of ``configs/bccd`` if it is not there yet, then every variant with every seed. A
+run that is complete is not repeated and an interrupted one continues, so the same command can be
+given again at any time. BCCD (https://github.com/Shenggan/BCCD_Dataset) has PASCAL VOC's layout:
+the folder holds Annotations, ImageSets/Main and JPEGImages.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
+TEACHER = 'gfl_r34_fpn_36e_bccd'
+VARIANTS = {
+    'alone': 'gfl_r18_fpn_12e_bccd',
+    'main LD': 'ld-main_r18-gfl-r34_fpn_12e_bccd',
+    'main LD + main KD': 'ld-kd_r18-gfl-r34_fpn_12e_bccd',
+    'main LD + main KD + VLR LD': 'ld_r18-gfl-r34_fpn_12e_bccd',
+}
+# AP of COCO, and the mean over fewer thresholds
+COLUMNS = {
+    'AP': [50, 55, 60, 65, 70, 75, 80, 85, 90, 95],
+    'AP50': [50],
+    'AP75': [75],
+    'AP(50,60,70,75,80)': [50, 60, 70, 75, 80],
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, with its evaluation.
+
+    Attributes:
+        config: Name of a config in ``configs/bccd``.
+        seed: Of weights, order and flips.
+        data: BCCD's folder.
+        work_dir: Where checkpoints, logs and ``metrics.json`` go.
+        teacher_checkpoint: None for the teacher itself and the student alone.
+        threads: Of this training.
+        bf16_backbone: Whether the backbone runs in bfloat16.
+    """
+
+    config: str
+    seed: int
+    data: str
+    work_dir: Path
+    teacher_checkpoint: Path | None
+    threads: int
+    bf16_backbone: bool
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.work_dir / 'metrics.json'
+
+
+def main() -> int:
+    args = parse_args()
+    os.environ['BCCD_ROOT'] = str(args.data)  # the configs read it
+    teacher = make_job(args, TEACHER, args.work_dir / TEACHER, seed=0)
+    checkpoint = args.work_dir / TEACHER / 'epoch_36.pth'
+    students = {
+        name: [
+            make_job(args, VARIANTS[name], args.work_dir / f'{VARIANTS[name]}_seed{seed}', seed)
+            for seed in args.seeds
+        ]
+        for name in args.variants
+    }
+    # the students alone do not wait for the teacher
+    independent = [teacher, *students.get('alone', [])]
+    run_all(independent, args.jobs)
+    distilled = [
+        Job(**{**job.__dict__, 'teacher_checkpoint': checkpoint})
+        for name, jobs in students.items()
+        if name != 'alone'
+        for job in jobs
+    ]
+    run_all(distilled, args.jobs)
+    print(table({'teacher': [teacher]} | students))
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('data', type=Path, help="BCCD's folder")
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/bccd'))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
+    parser.add_argument(
+        '--bf16-backbone',
+        action='store_true',
+        help='run the backbones in bfloat16, teacher included: faster on processors that have it',
+    )
+    args = parser.parse_args()
+    args.data = args.data.resolve()
+    if not (args.data / 'ImageSets' / 'Main' / 'train.txt').is_file():
+        parser.error(
+            f'{args.data}: not a folder in PASCAL VOC layout, ImageSets/Main/train.txt is missing'
+        )
+    return args
+
+
+def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -> Job:
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    return Job(config, seed, str(args.data), work_dir, None, threads, args.bf16_backbone)
+
+
+def run_all(jobs: list[Job], at_once: int) -> None:
+    """Run what is not complete yet, in processes of their own."""
+    todo = [job for job in jobs if not job.metrics_file.is_file()]
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(at_once, mp_context=context) as pool:
+        for done in as_completed([pool.submit(run, job) for job in todo]):
+            print(f'done: {done.result()}', file=sys.stderr, flush=True)
+
+
+def run(job: Job) -> str:
+    """Train and evaluate, and write ``metrics.json``; returns the work dir."""
+    import torch
+    from mmengine import Config
+    from mmengine.runner import Runner
+
+    import ld_plugin  # noqa: F401  registers the detectors
+
+    torch.set_num_threads(job.threads)
+    cfg = Config.fromfile(CONFIGS / f'{job.config}.py')
+    cfg.work_dir = str(job.work_dir)
+    cfg.resume = True  # from the last checkpoint, if there is one
+    cfg.randomness = dict(seed=job.seed)
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs + 1  # evaluated once, below
+    if job.teacher_checkpoint is not None:
+        cfg.model.teacher.checkpoint = str(job.teacher_checkpoint)
+        cfg.model.teacher.precision = 'bf16' if job.bf16_backbone else 'fp32'
+    runner = Runner.from_cfg(cfg)
+    if job.bf16_backbone:
+        use_bf16(runner.model.backbone)
+    runner.train()
+    metrics = {key.split('/')[-1]: float(value) for key, value in runner.test().items()}
+    temporary = job.metrics_file.with_suffix('.tmp')
+    temporary.write_text(json.dumps(metrics, indent=1))
+    temporary.replace(job.metrics_file)
+    return str(job.work_dir)
+
+
+def use_bf16(backbone) -> None:
+    """Autocast the backbone alone: GFL's box decoding needs more than bfloat16's digits."""
+    import torch
+
+    device = next(backbone.parameters()).device.type
+    backbone.forward = torch.autocast(device, torch.bfloat16)(backbone.forward)
+    backbone.register_forward_hook(lambda module, args, levels: [x.float() for x in levels])
+
+
+def table(rows: dict[str, list[Job]]) -> str:
+    """A Markdown table: mean over the seeds, and their standard deviation."""
+    lines = [f'| model | seeds | {" | ".join(COLUMNS)} |', '|' + '---|' * (len(COLUMNS) + 2)]
+    for name, jobs in rows.items():
+        runs = [json.loads(job.metrics_file.read_text()) for job in jobs]
+        cells = [
+            cell([statistics.mean(metrics[f'AP{t}'] for t in thresholds) for metrics in runs])
+            for thresholds in COLUMNS.values()
+        ]
+        lines.append(f'| {name} | {len(runs)} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def cell(values: list[float]) -> str:
+    mean = f'{statistics.mean(values):.3f}'
+    return f'{mean} ± {statistics.stdev(values):.3f}' if len(values) > 1 else mean
+
+
+if __name__ == '__main__':
+    sys.exit(main())
