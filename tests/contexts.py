@@ -1,0 +1,112 @@
+"""Small :class:`DistillationContext` objects without any detector behind them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext, HeadSpec
+from tests.brute_force import anchors
+
+IMAGE = 40, 48
+STRIDES = 8, 16, 32
+
+
+def decode(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+    """Boxes (K, 4) in pixels: expected distances of the sides, (K, 4 * B), around the centres."""
+    bins = rows.unflatten(-1, (4, -1)).softmax(-1)
+    steps = torch.arange(bins.shape[-1], device=rows.device, dtype=rows.dtype)
+    distance = (bins * steps).sum(-1) * strides
+    centre = (priors[:, :2] + priors[:, 2:]) / 2
+    return torch.cat([centre - distance[:, :2], centre + distance[:, 2:]], dim=1)
+
+
+def outputs(
+    images: int = 2, priors_per_cell: int = 1, seed: int = 0, requires_grad: bool = False
+) -> DenseOutputs:
+    """Random maps of 3 classes, 5 bins and 2 feature channels on three levels."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, sizes = anchors(*IMAGE, STRIDES)
+
+    def maps(channels: int) -> list[Tensor]:
+        return [
+            torch.randn(images, channels, *size, generator=generator).requires_grad_(requires_grad)
+            for size in sizes
+        ]
+
+    # further priors of a cell are the first one, grown
+    scales = 1 + torch.arange(priors_per_cell) / 4
+    priors = torch.from_numpy(boxes)[:, None]
+    centre = (priors[..., :2] + priors[..., 2:]).repeat(1, 1, 2) / 2
+    return DenseOutputs(
+        spec=HeadSpec(
+            name='Head',
+            num_classes=3,
+            strides=tuple((s, s) for s in STRIDES),
+            num_base_priors=(priors_per_cell,) * len(STRIDES),
+            num_bins=5,
+            box_dim=4,
+            feature_channels=2,
+        ),
+        class_maps=maps(priors_per_cell * 3),
+        box_maps=maps(priors_per_cell * 4 * 5),
+        features=maps(2),
+        priors=(centre + (priors - centre) * scales[:, None]).flatten(0, 1),
+        decoder=decode,
+    )
+
+
+def context(images: int = 2, priors_per_cell: int = 1, seed: int = 0) -> DistillationContext:
+    """Random student with gradient, teacher, labels, padding, and 0 to 3 objects per image."""
+    student = outputs(images, priors_per_cell, seed, requires_grad=True)
+    generator = torch.Generator().manual_seed(seed + 2)
+    shape = images, len(student.priors)
+    valid = torch.ones(shape, dtype=torch.bool)
+    # the last column of cells is padding in every second image
+    last = torch.cat(
+        [
+            torch.arange(h * w * a).div(a, rounding_mode='floor') % w == w - 1
+            for h, w, a in student.level_shapes
+        ]
+    )
+    valid[1::2, last] = False
+    labels = torch.randint(0, 12, shape, generator=generator).clamp(max=3)
+    labels[~valid] = 3
+    corner = torch.rand(images, 3, 2, generator=generator) * 30
+    size = 6 + torch.rand(images, 3, 2, generator=generator) * 20
+    boxes = torch.cat([corner, corner + size], dim=-1)
+    return DistillationContext(
+        student=student,
+        teacher=outputs(images, priors_per_cell, seed + 1),
+        assignment=Assignment(labels, valid.float(), valid, num_classes=3),
+        gt_bboxes=[boxes[i, : (3 - i) % 4] for i in range(images)],
+    )
+
+
+def take_images(whole: DistillationContext, images: Sequence[int]) -> DistillationContext:
+    """The context of these images of the batch, in this order; one may come several times.
+
+    The student's maps are indexed, so gradients reach the whole batch's maps.
+    """
+    index = torch.tensor(images)
+
+    def take(dense: DenseOutputs) -> DenseOutputs:
+        maps = {
+            name: [level[index] for level in getattr(dense, name)]
+            for name in ('class_maps', 'box_maps', 'features')
+        }
+        return replace(dense, **maps)
+
+    assigned = whole.assignment
+    return DistillationContext(
+        student=take(whole.student),
+        teacher=take(whole.teacher),
+        assignment=Assignment(
+            assigned.labels[index],
+            assigned.label_weights[index],
+            assigned.valid[index],
+            assigned.num_classes,
+        ),
+        gt_bboxes=[whole.gt_bboxes[i] for i in images],
+    )

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ld_plugin.errors import ConfigError
+from ld_plugin.losses import (
+    DistributionKLLoss,
+    FeatureMSELoss,
+    distribution_kl,
+    feature_squared_error,
+)
+from ld_plugin.losses.functional import at_least_float32
+from tests import brute_force
+
+MODULES = [
+    pytest.param(DistributionKLLoss(temperature=3, loss_weight=0.5), id='DistributionKLLoss'),
+    pytest.param(FeatureMSELoss(loss_weight=0.5), id='FeatureMSELoss'),
+]
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    count=st.integers(1, 5),
+    bins=st.integers(1, 20),
+    temperature=st.sampled_from([0.5, 1.0, 2.0, 10.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_distribution_kl_and_its_gradient_follow_the_formula(count, bins, temperature, seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(2, count, bins, generator=generator) * 3).unbind()
+    student.requires_grad_()
+    loss = distribution_kl(student, teacher, temperature)
+    loss.sum().backward()
+    ours, given_rows = loss.detach().numpy(), (student.detach().numpy(), teacher.numpy())
+    np.testing.assert_allclose(ours, brute_force.kl(*given_rows, temperature), atol=2e-5, rtol=1e-4)
+    expected = brute_force.kl_gradient(*given_rows, temperature)
+    np.testing.assert_allclose(student.grad.numpy(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_distribution_kl_of_a_small_example():
+    # p_S = (1/2, 1/2), p_T = (3/4, 1/4): 3/4 ln(3/2) + 1/4 ln(1/2), and the mean halves it
+    student, teacher = torch.zeros(2), torch.tensor([3.0, 1.0]).log()
+    torch.testing.assert_close(distribution_kl(student, teacher, 1.0), torch.tensor(0.1308120 / 2))
+
+
+def test_feature_squared_error_of_a_small_example():
+    error = feature_squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 3.0]]))
+    torch.testing.assert_close(error, torch.tensor([2.5]))
+
+
+def test_gradients_agree_with_finite_differences():
+    student, teacher = rows(4, 6, dtype=torch.float64), rows(4, 6, dtype=torch.float64).detach()
+    for function in (
+        lambda s: distribution_kl(s, teacher, 2.0),
+        lambda s: feature_squared_error(s, teacher),
+    ):
+        assert torch.autograd.gradcheck(function, student)
+
+
+@pytest.mark.parametrize('loss', MODULES)
+@pytest.mark.parametrize('weighted', [True, False])
+@pytest.mark.parametrize('avg_factor', [None, 2.5])
+def test_gradients_of_the_modules_agree_with_finite_differences(loss, weighted, avg_factor):
+    student, teacher = rows(4, 3, 6, dtype=torch.float64), rows(4, 3, 6, dtype=torch.float64)
+    weight = torch.rand(4, 3, dtype=torch.float64) if weighted else None
+    assert torch.autograd.gradcheck(
+        lambda s: loss(s, teacher.detach(), weight, avg_factor), student
+    )
+
+
+@pytest.mark.parametrize('loss', MODULES)
+def test_reduction_is_that_of_the_stock_losses(loss):
+    student, teacher, weight = rows(5, 4), rows(5, 4), torch.rand(5)
+    each = 0.5 * loss.elementwise(student, teacher)
+    torch.testing.assert_close(loss(student, teacher), each.mean())
+    torch.testing.assert_close(loss(student, teacher, weight), (each * weight).mean())
+    torch.testing.assert_close(loss(student, teacher, weight, 8.0), (each * weight).sum() / 8)
+
+
+@pytest.mark.parametrize('loss', MODULES)
+def test_the_teacher_receives_no_gradient(loss):
+    student, teacher = rows(5, 4), rows(5, 4)
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('loss', MODULES)
+def test_equal_rows_have_no_loss_and_no_gradient(loss):
+    student = rows(5, 4)
+    value = loss(student, student.detach().clone())
+    value.backward()
+    assert value == 0
+    assert student.grad.abs().max() < 1e-7  # rounding
+
+
+@pytest.mark.parametrize('loss', MODULES)
+def test_no_rows_give_zero_and_a_gradient(loss):
+    student = rows(5, 4)
+    value = loss(student[:0], student.detach()[:0], torch.ones(0), avg_factor=1.0)
+    value.backward()
+    assert value == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize('loss', MODULES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    student, teacher = (rows(50, 17).detach() * 5).to(dtype), (rows(50, 17).detach() * 5).to(dtype)
+    student.requires_grad_()
+    value = loss(student, teacher, avg_factor=1.0)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(student.float(), teacher.float(), avg_factor=1.0))
+    value.backward()
+    assert student.grad.dtype == dtype
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_large_half_precision_logits_do_not_overflow(dtype):
+    # squared in float16, 300 would be infinite
+    student, teacher = (
+        torch.full((2, 4), 300.0, dtype=dtype),
+        torch.full((2, 4), -300.0, dtype=dtype),
+    )
+    assert feature_squared_error(student, teacher).tolist() == [360000.0, 360000.0]
+    assert distribution_kl(student, teacher, 0.01).tolist() == [0.0, 0.0]
+
+
+def test_at_least_float32_leaves_wider_types_alone():
+    for given_type, expected in [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ]:
+        assert at_least_float32(torch.zeros(1, dtype=given_type)).dtype == expected
+
+
+@pytest.mark.parametrize('temperature', [1e-3, 1e3, 1e6])
+def test_extreme_temperatures_stay_finite(temperature):
+    student, teacher = (rows(20, 17) * 30), (rows(20, 17) * 30).detach()
+    student.retain_grad()
+    loss = distribution_kl(student, teacher, temperature)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert student.grad.isfinite().all()
+
+
+def test_a_hot_divergence_becomes_half_the_variance_of_the_difference():
+    # tau^2 KL -> Var(z_S - z_T) / 2 as tau grows, with the variance over the bins
+    student, teacher = rows(3, 5, dtype=torch.float64), rows(3, 5, dtype=torch.float64)
+    limit = (student - teacher).var(-1, unbiased=False) / 2 / 5
+    torch.testing.assert_close(distribution_kl(student, teacher, 1e4), limit, rtol=1e-3, atol=1e-6)
+
+
+def test_a_bin_without_probability_counts_nothing():
+    teacher = torch.tensor([0.0, -1e4])
+    student = torch.zeros(2, requires_grad=True)
+    loss = distribution_kl(student, teacher, 1.0)
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor(np.log(2) / 2, dtype=torch.float32))
+    torch.testing.assert_close(student.grad, torch.tensor([-0.25, 0.25]))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: DistributionKLLoss(temperature=0), 'temperature: found 0'),
+        (lambda: DistributionKLLoss(temperature=-2), 'temperature: found -2'),
+        (lambda: DistributionKLLoss(loss_weight=-1), 'loss_weight: found -1'),
+        (lambda: FeatureMSELoss(loss_weight=-0.5), 'loss_weight: found -0.5'),
+    ],
+)
+def test_values_out_of_range_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

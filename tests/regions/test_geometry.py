@@ -1,0 +1,243 @@
+"""Selections against :mod:`tests.brute_force`, which compares every pair in numpy and float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from mmcv.ops import nms
+
+from ld_plugin.regions.geometry import (
+    atss_thresholds,
+    centred_overlap,
+    fine_grained_region,
+    general_instance_scores,
+    inside_gt_region,
+    overlapping_pairs,
+    select_top_boxes,
+    valuable_localization_region,
+)
+from tests import brute_force
+
+STRIDES = 8, 16, 32
+HEIGHT, WIDTH = 40, 56
+PRIORS, SIZES = brute_force.anchors(HEIGHT, WIDTH, STRIDES, scale=3)
+COUNTS = [h * w for h, w in SIZES]
+#: closer to a bound than this, float32 and float64 may decide differently
+MARGIN = 1e-5
+
+
+# steps that share no factor with a stride, so that no two priors are equally near by accident; the
+# boxes may be empty, lie partly or wholly outside the image, or cover all of it
+@st.composite
+def boxes(draw: st.DrawFn, least: int = 0, most: int = 5) -> np.ndarray:
+    side = st.integers(0, 70)
+    drawn = draw(
+        st.lists(
+            st.tuples(st.integers(-30, 70), st.integers(-30, 50), side, side),
+            min_size=least,
+            max_size=most,
+        )
+    )
+    corner_and_size = np.array(drawn, dtype=float).reshape(-1, 4) * [0.9391, 0.9173, 0.9391, 0.9173]
+    x, y, width, height = corner_and_size.T
+    return np.stack([x, y, x + width, y + height], axis=1).astype(np.float32)
+
+
+@st.composite
+def padding(draw: st.DrawFn) -> np.ndarray:
+    """(P,) bool: the cells that begin inside an image of a drawn size."""
+    height, width = draw(st.integers(0, HEIGHT)), draw(st.integers(0, WIDTH))
+    return np.concatenate(
+        [
+            (np.arange(h)[:, None] * s < height) & (np.arange(w)[None] * s < width)
+            for (h, w), s in zip(SIZES, STRIDES, strict=True)
+        ],
+        axis=None,
+    )
+
+
+def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def assume_clear(values: np.ndarray, *bounds: np.ndarray) -> None:
+    """Give up an example that hangs on rounding."""
+    for bound in bounds:
+        assume(not (np.abs(values - bound) < MARGIN).any())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    gts=boxes(),
+    valid=padding(),
+    kind=st.sampled_from(['iof', 'diou']),
+    alpha=st.sampled_from([0.1, 0.25, 0.6]),
+    topk=st.sampled_from([2, 5, 9]),
+)
+def test_valuable_localization_region_of_every_pair(gts, valid, kind, alpha, topk):
+    thresholds = brute_force.atss_thresholds(PRIORS, gts, COUNTS, valid, topk)
+    touching = brute_force.pairwise(PRIORS, gts) > 0
+    values = brute_force.pairwise(PRIORS, gts, brute_force.centred_overlap, kind)
+    assume_clear(np.where(touching, values, 2), thresholds, alpha * thresholds)
+    priors, boxes_, valid_ = tensors(PRIORS, gts, valid)
+    ours = valuable_localization_region(priors, boxes_, COUNTS, valid_, alpha, topk, kind)
+    expected = brute_force.vlr(PRIORS, gts, COUNTS, valid, kind, alpha, topk)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+    np.testing.assert_array_equal(ours.numpy() > 0, expected > 0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(least=1), valid=padding(), topk=st.integers(1, 12))
+def test_atss_thresholds_of_every_pair(gts, valid, topk):
+    priors, boxes_, valid_ = tensors(PRIORS, gts, valid)
+    ours = atss_thresholds(priors, boxes_, COUNTS, valid_, topk)
+    expected = brute_force.atss_thresholds(PRIORS, gts, COUNTS, valid, topk)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(), valid=padding(), share=st.sampled_from([0.2, 0.5, 0.9]))
+def test_fine_grained_region_of_every_pair(gts, valid, share):
+    iou = brute_force.pairwise(PRIORS, gts)
+    for column in iou.T[:, valid] if valid.any() else []:
+        assume_clear(np.where(column > 0, column, 2), share * column.max())
+    priors, boxes_, valid_ = tensors(PRIORS, gts, valid)
+    ours = fine_grained_region(priors, boxes_, valid_, share)
+    np.testing.assert_array_equal(ours, brute_force.fine_grained(PRIORS, gts, valid, share))
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(), valid=padding())
+def test_inside_gt_region_of_every_pair(gts, valid):
+    ours = inside_gt_region(*tensors(PRIORS, gts, valid))
+    np.testing.assert_array_equal(ours, brute_force.inside_gt(PRIORS, gts, valid))
+
+
+def test_a_centre_on_the_border_is_not_inside():
+    priors = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+    for gt, inside in [([4, 0, 9, 9], False), ([3.9, 0, 9, 9], True), ([0, 0, 9, 4], False)]:
+        assert inside_gt_region(priors, torch.tensor([gt], dtype=torch.float)).item() is inside
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(), valid=padding())
+def test_overlapping_pairs_are_those_with_an_intersection(gts, valid):
+    prior_index, gt_index = overlapping_pairs(*tensors(PRIORS, gts, valid))
+    found = np.zeros((len(PRIORS), len(gts)), dtype=bool)
+    found[prior_index, gt_index] = True
+    iou = brute_force.pairwise(PRIORS, gts)
+    # a box without area may be among them; it changes nothing, as its overlap is 0
+    assert found[(iou > 0) & valid[:, None]].all()
+    assert not found[~valid].any()
+    has_area = (gts[:, 2:] > gts[:, :2]).all(1)
+    np.testing.assert_array_equal(found[:, has_area], ((iou > 0) & valid[:, None])[:, has_area])
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(least=1, most=3), kind=st.sampled_from(['iof', 'diou']))
+def test_centred_overlap_of_every_pair(gts, kind):
+    priors, boxes_ = tensors(PRIORS, gts)
+    ours = centred_overlap(
+        priors.repeat_interleave(len(gts), 0), boxes_.repeat(len(priors), 1), kind
+    )
+    expected = brute_force.pairwise(PRIORS, gts, brute_force.centred_overlap, kind)
+    np.testing.assert_allclose(ours.view(expected.shape).numpy(), expected, atol=2e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(gts=boxes(least=1), valid=padding(), order=st.randoms(use_true_random=False))
+def test_the_order_of_ground_truths_does_not_matter(gts, valid, order):
+    shuffled = list(range(len(gts)))
+    order.shuffle(shuffled)
+    priors, boxes_, valid_ = tensors(PRIORS, gts, valid)
+    for region in (
+        lambda g: valuable_localization_region(priors, g, COUNTS, valid_),
+        lambda g: fine_grained_region(priors, g, valid_),
+        lambda g: inside_gt_region(priors, g, valid_),
+    ):
+        assert torch.equal(region(boxes_), region(boxes_[shuffled]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(gts=boxes(), valid=padding())
+def test_a_masked_prior_is_one_that_is_not_there(gts, valid):
+    priors, boxes_, valid_ = tensors(PRIORS, gts, valid)
+    kept_counts = [int(part.sum()) for part in valid_.split(COUNTS)]
+    regions = [
+        (
+            valuable_localization_region(priors, boxes_, COUNTS, valid_),
+            valuable_localization_region(priors[valid_], boxes_, kept_counts),
+        ),
+        (fine_grained_region(priors, boxes_, valid_), fine_grained_region(priors[valid_], boxes_)),
+        (inside_gt_region(priors, boxes_, valid_), inside_gt_region(priors[valid_], boxes_)),
+    ]
+    for masked, removed in regions:
+        assert not masked[~valid_].any()
+        # sums over the candidates run in another order, hence not bit by bit
+        torch.testing.assert_close(masked[valid_].float(), removed.float())
+
+
+def test_more_ground_truths_than_priors():
+    priors = torch.tensor([[0.0, 0, 16, 16], [8, 0, 24, 16], [0, 0, 32, 32]])
+    gts = torch.rand(20, 4) * 10
+    gts[:, 2:] += gts[:, :2]
+    valid = np.ones(3, dtype=bool)
+    ours = valuable_localization_region(priors, gts, [2, 1])
+    expected = brute_force.vlr(priors.numpy(), gts.numpy(), [2, 1], valid)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('valid', [None, torch.zeros(3, dtype=torch.bool)])
+def test_nothing_to_select_from_selects_nothing(valid):
+    priors = torch.tensor([[0.0, 0, 16, 16], [8, 0, 24, 16], [0, 0, 32, 32]])
+    gts = torch.zeros(0, 4) if valid is None else torch.tensor([[1.0, 1, 15, 15]])
+    for region in (
+        valuable_localization_region(priors, gts, [2, 1], valid),
+        fine_grained_region(priors, gts, valid),
+        inside_gt_region(priors, gts, valid),
+    ):
+        assert region.shape == (3,)
+        assert not region.any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    sets=st.integers(1, 3),
+    number=st.integers(1, 40),
+    topk=st.integers(1, 12),
+    threshold=st.sampled_from([0.1, 0.3, 0.7]),
+)
+def test_select_top_boxes_is_greedy_suppression(seed, sets, number, topk, threshold):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(sets, number, 2, generator=generator) * 40
+    boxes_ = torch.cat([corner, corner + 30 * torch.rand(corner.shape, generator=generator)], -1)
+    scores = torch.rand(sets, number, generator=generator)
+    kept, order = select_top_boxes(boxes_, scores, threshold, topk)
+    for i in range(sets):
+        stock = nms(boxes_[i], scores[i], threshold)[1][:topk].tolist()
+        ours = [k for k in order[i].tolist() if k >= 0]
+        expected = brute_force.top_boxes(
+            boxes_[i].double().numpy(), scores[i].numpy(), threshold, topk
+        )
+        assert ours == stock == expected
+        assert kept[i].nonzero()[:, 0].tolist() == sorted(ours)
+
+
+def test_boxes_below_zero_take_no_part():
+    boxes_ = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 4, 4], [8, 8, 9, 9]]])
+    kept, order = select_top_boxes(boxes_, torch.tensor([[-1.0, 0.0, -1.0]]), 0.3, 10)
+    assert kept.tolist() == [[False, True, False]]
+    assert order.tolist() == [[1, -1, -1]]
+
+
+def test_general_instance_scores_of_a_small_example():
+    student, teacher = (
+        torch.tensor([[0.0, 0, 0], [9, 9, 0]]),
+        torch.tensor([[0.0, 9, -1], [-9, 9, 0]]),
+    )
+    scores, teacher_wins = general_instance_scores(student, teacher)
+    expected = [torch.tensor(9.0).sigmoid() - 0.5, torch.tensor(9.0).sigmoid() * 2 - 1]
+    torch.testing.assert_close(scores, torch.stack(expected))
+    assert teacher_wins.tolist() == [True, False]
