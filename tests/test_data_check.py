@@ -1,0 +1,132 @@
+"""Data that is not there is said before training, by config key."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from ld_plugin.data_check import TESTING, check_data_folders
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """A data set with one annotation file and one folder of images."""
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'annotations.json').write_text('{}')
+    return tmp_path
+
+
+def dataset(root: Path | str, **changes: object) -> dict:
+    plain = {
+        'type': 'CocoDataset',
+        'data_root': str(root),
+        'ann_file': 'annotations.json',
+        'data_prefix': {'img': 'images/'},
+    }
+    return plain | changes
+
+
+def config(train_dataset: object, **sections: object) -> Config:
+    return Config(dict(train_dataloader=dict(dataset=train_dataset), **sections))
+
+
+def test_data_that_is_there_passes(data_root: Path) -> None:
+    check_data_folders(
+        config(
+            dataset(data_root),
+            val_dataloader=dict(dataset=dataset(data_root)),
+            val_evaluator=dict(type='CocoMetric', ann_file=str(data_root / 'annotations.json')),
+        )
+    )
+
+
+def test_message_names_key_finding_place_and_remedy() -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        check_data_folders(config(dataset('data/nowhere/')))
+    key = 'train_dataloader.dataset.data_root'
+    assert f"{key}: folder 'data/nowhere/' not found" in str(error.value)
+    assert f'expected at {Path.cwd() / "data/nowhere"}' in str(error.value)
+    assert f'--cfg-options {key}=PATH' in str(error.value)
+    assert 'ann_file' not in str(error.value), 'what is below a missing root needs no line'
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'key'),
+    [
+        (lambda inner: dict(type='RepeatDataset', times=3, dataset=inner), 'dataset.data_root'),
+        (
+            lambda inner: dict(type='ConcatDataset', datasets=[inner, inner]),
+            'datasets.1.data_root',
+        ),
+        (
+            lambda inner: dict(
+                type='MultiImageMixDataset',
+                dataset=dict(type='ConcatDataset', datasets=[dict(dataset=inner)]),
+            ),
+            'dataset.datasets.0.dataset.data_root',
+        ),
+    ],
+)
+def test_wrapped_data_sets_are_looked_into(wrap, key: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf'train_dataloader\.dataset\.{key}: '):
+        check_data_folders(config(wrap(dataset('data/nowhere/'))))
+
+
+def test_key_of_the_message_can_be_set_from_the_command_line(data_root: Path) -> None:
+    cfg = config(dict(type='ConcatDataset', datasets=[dataset('data/nowhere/')]))
+    cfg.merge_from_dict({'train_dataloader.dataset.datasets.0.data_root': str(data_root)})
+    check_data_folders(cfg)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(ann_file='gone.json'), r"dataset\.ann_file: file 'gone\.json' not found"),
+        (
+            dict(data_prefix={'img': 'gone/'}),
+            r"dataset\.data_prefix\.img: folder 'gone/' not found",
+        ),
+    ],
+)
+def test_missing_parts_of_a_data_set(data_root: Path, change: dict, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        check_data_folders(config(dataset(data_root, **change)))
+
+
+def test_everything_missing_is_said_at_once(data_root: Path) -> None:
+    cfg = config(
+        dataset(data_root, ann_file='gone.json'),
+        val_dataloader=dict(dataset=dataset('data/nowhere/')),
+        val_evaluator=[dict(type='CocoMetric', ann_file='data/gone.json')],
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        check_data_folders(cfg)
+    for key in (
+        'train_dataloader.dataset.ann_file',
+        'val_dataloader.dataset.data_root',
+        'val_evaluator.0.ann_file',
+    ):
+        assert f'\n{key}: ' in str(error.value)
+
+
+def test_sections_that_a_run_does_not_use_are_left_alone(data_root: Path) -> None:
+    cfg = config(dataset(data_root), test_dataloader=dict(dataset=dataset('data/nowhere/')))
+    check_data_folders(cfg)
+    with pytest.raises(FileNotFoundError, match=r'test_dataloader\.dataset\.data_root'):
+        check_data_folders(cfg, TESTING)
+
+
+@pytest.mark.parametrize(
+    'remote',
+    [
+        dict(data_root='s3://bucket/coco/'),
+        dict(data_root='bucket/coco/', backend_args=dict(backend='petrel')),
+    ],
+)
+def test_storage_servers_are_not_looked_up(remote: dict) -> None:
+    check_data_folders(config(dataset('unused', **remote)))
+
+
+def test_absent_and_empty_sections_pass() -> None:
+    check_data_folders(Config(dict(val_dataloader=None, val_evaluator=None)))
+    check_data_folders(config(dict(type='DOTADataset', data_root='', ann_file='', data_prefix={})))

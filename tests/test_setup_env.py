@@ -1,0 +1,298 @@
+"""The set-up of an environment: what it says, what it repairs, what it leaves alone.
+
+The scripts run in a copy, with a PATH that holds a few system programs and made-up interpreters.
+These answer what the set-up asks, write down what it lets pip do, and fail where a test wants it.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ('setup_env.sh', 'check_env.py', 'test.sh', 'demo.sh')
+SYSTEM_PROGRAMS = (
+    'awk bash cat cp df dirname env flock getconf grep mkdir rm sed sleep tail touch'.split()
+)
+
+# FAKE is a folder of files that say how the interpreter behaves: `no-venv`, `no-cv2`, ... by being
+# there, `pip-fails-at` by a word of the pip command that fails, `pip-says` by what it prints then.
+# An environment is complete when the plugin was installed into it.
+INTERPRETER = r"""#!/usr/bin/env bash
+here="$(dirname "$(dirname "$0")")"
+case "$*" in
+    *version_info*) [[ ! -e $FAKE/old-python ]] ;;
+    *get_path*) echo "$FAKE/include" ;;
+    *ensurepip*) [[ ! -e $FAKE/no-venv ]] ;;
+    --version) echo 'Python 3.11.0' ;;
+    '-m venv '*)
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        echo "#!$3/bin/python" >"$3/bin/pip"
+        ;;
+    *'check_env.py quick')
+        [[ -e $here/complete ]] || { echo 'torch torch: not installed' >&2; exit 1; }
+        cat "$here/complete"
+        ;;
+    *'check_env.py full')
+        [[ ! -e $FAKE/broken ]] || { cat "$FAKE/broken"; rm "$FAKE/broken"; exit 1; }
+        ;;
+    *'check_env.py ops') [[ ! -e $FAKE/stale-ops ]] || { rm "$FAKE/stale-ops"; exit 1; } ;;
+    *'import cv2'*) [[ ! -e $FAKE/no-cv2 ]] ;;
+    *'version("opencv-python")'*) echo 4.5 ;;
+    *' pip '*)
+        command="$*"
+        command="${command#*--disable-pip-version-check }"
+        [[ "$command" != --version ]] || exit 0
+        echo "$command" >>"$FAKE/pip-calls"
+        if [[ -e $FAKE/pip-fails-at && "$command" == *"$(cat "$FAKE/pip-fails-at")"* ]]; then
+            cat "$FAKE/pip-says"
+            exit 1
+        fi
+        [[ "$command" != *opencv-python-headless* ]] || rm "$FAKE/no-cv2"
+        [[ "$command" != *' -e '* ]] || echo "fingerprint of $here" >"$here/complete"
+        ;;
+    -) ;; # the question whether nvcc is missing
+    *) echo "ran: $*" ;;
+esac
+"""
+
+
+@dataclass
+class Machine:
+    """A clone on a machine with the programs in `bin`, its interpreters obeying `fake`."""
+
+    clone: Path
+    bin: Path
+    fake: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def run(self, script: str = 'setup_env.sh', *arguments: str) -> subprocess.CompletedProcess:
+        bash = self.bin / 'bash'
+        return subprocess.run(
+            [bash, self.clone / 'tools' / script, *arguments],
+            cwd=self.bin,
+            env={'PATH': str(self.bin), 'FAKE': str(self.fake), **self.environ},
+            text=True,
+            capture_output=True,
+            timeout=60,
+        )
+
+    def fails(self) -> str:
+        """Run the set-up, which must fail, and return its last line."""
+        result = self.run()
+        assert result.returncode == 1, result.stderr
+        return result.stderr.splitlines()[-1]
+
+    def succeeds(self) -> str:
+        """Run the set-up, which must succeed, and return all it says."""
+        result = self.run()
+        assert result.returncode == 0, result.stderr
+        return result.stderr
+
+    def tell(self, name: str, text: str = '') -> None:
+        (self.fake / name).write_text(text)
+
+    def pip_calls(self) -> list[str]:
+        """What pip was asked to do since the last time this was called."""
+        path = self.fake / 'pip-calls'
+        calls = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return calls
+
+    def add_interpreter(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(INTERPRETER)
+        path.chmod(0o755)
+        return path
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    made = Machine(tmp_path / 'a clone', tmp_path / 'bin', tmp_path / 'fake')
+    (made.clone / 'tools').mkdir(parents=True)
+    for script in SCRIPTS:
+        shutil.copy(ROOT / 'tools' / script, made.clone / 'tools')
+    made.bin.mkdir()
+    for program in SYSTEM_PROGRAMS:
+        if shutil.which(program):  # flock is optional
+            (made.bin / program).symlink_to(shutil.which(program))
+    for compiler in ('gcc', 'c++'):
+        (made.bin / compiler).symlink_to(shutil.which('bash'))
+    (made.fake / 'include').mkdir(parents=True)
+    (made.fake / 'include' / 'Python.h').touch()
+    made.add_interpreter(made.bin / 'python3.11')
+    return made
+
+
+def steps_of(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith('[')]
+
+
+def test_missing_python(machine: Machine) -> None:
+    (machine.bin / 'python3.11').unlink()
+    assert 'no Python 3.10, 3.11 or 3.12 found: install one' in machine.fails()
+    machine.add_interpreter(machine.bin / 'python3')
+    machine.tell('old-python')
+    assert 'no Python 3.10, 3.11 or 3.12 found: install one' in machine.fails()
+
+
+def test_missing_venv_module(machine: Machine) -> None:
+    machine.tell('no-venv')
+    assert 'python3.11 cannot make virtual environments: install' in machine.fails()
+
+
+def test_missing_python_headers(machine: Machine) -> None:
+    (machine.fake / 'include' / 'Python.h').unlink()
+    assert 'python3.11 has no headers' in machine.fails()
+
+
+@pytest.mark.parametrize(('compiler', 'language'), [('gcc', 'C'), ('c++', 'C++')])
+def test_missing_compiler(machine: Machine, compiler: str, language: str) -> None:
+    (machine.bin / compiler).unlink()
+    assert f'no {language} compiler found, which mmcv needs: install' in machine.fails()
+    assert not (machine.clone / '.venv').exists(), 'said before anything is installed'
+
+
+def test_missing_disk_space(machine: Machine) -> None:
+    machine.environ['SETUP_MIN_GB'] = '100000000'
+    message = machine.fails()
+    assert 'GB free in' in message
+    assert 'needs 100000000 GB: free some' in message
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('ERROR: Could not find a version (from versions: none)', 'pip reached no package index'),
+        ('OSError: [Errno 28] No space left on device', 'the disk is full'),
+        ('c++: fatal error: Killed signal terminated program', 'run again with MAX_JOBS=1'),
+        ('error: something else', 'see the lines above'),
+    ],
+)
+def test_what_pip_fails_of(machine: Machine, words: str, message: str) -> None:
+    machine.tell('pip-fails-at', 'torch==')
+    machine.tell('pip-says', words)
+    last_line = machine.fails()
+    assert last_line.startswith('set-up: torch and torchvision')
+    assert message in last_line
+    assert 'running the command again goes on from here' in last_line
+
+
+def test_fresh_machine_then_second_run(machine: Machine) -> None:
+    output = machine.succeeds()
+    assert [line.split()[0] for line in steps_of(output)] == [f'[{n}/8]' for n in range(1, 9)]
+    assert 'environment ready after' in output
+    calls = machine.pip_calls()
+    assert not [call for call in calls if '--ignore-installed' in call]
+    assert any('torch==' in call for call in calls)
+    assert any(call.startswith('install -v --no-build-isolation onedl-mmcv==') for call in calls)
+    assert machine.succeeds() == '', 'a second run starts at once'
+    assert machine.pip_calls() == []
+
+
+def test_interrupted_set_up_goes_on(machine: Machine) -> None:
+    machine.tell('pip-fails-at', 'onedl-mmcv')
+    machine.tell('pip-says', 'interrupted')
+    machine.fails()
+    machine.pip_calls()
+    (machine.fake / 'pip-fails-at').unlink()
+    output = machine.succeeds()
+    assert sum(line.endswith(': there') for line in steps_of(output)) == 3
+    calls = machine.pip_calls()
+    assert not [call for call in calls if 'torch==' in call]
+    assert next(call for call in calls if 'onedl-mmcv' in call).startswith(
+        'install --ignore-installed'
+    ), 'what the interrupted step left is installed over'
+
+
+@pytest.mark.parametrize('state', ['dangling link', 'no pip', 'moved'])
+def test_half_built_or_moved_environment_is_made_afresh(machine: Machine, state: str) -> None:
+    machine.succeeds()
+    venv = machine.clone / '.venv'
+    (venv / 'complete').unlink()
+    if state == 'dangling link':
+        (venv / 'bin' / 'python').unlink()
+        (venv / 'bin' / 'python').symlink_to('/nowhere/python')
+    elif state == 'no pip':
+        (venv / 'bin' / 'pip').unlink()
+    else:
+        machine.clone = machine.clone.rename(machine.clone.with_name('moved'))
+    machine.pip_calls()
+    assert 'is half-built, or was made in another place: starting it afresh' in machine.succeeds()
+    assert any('torch==' in call for call in machine.pip_calls())
+
+
+def test_server_without_libgl_gets_the_headless_opencv(machine: Machine) -> None:
+    machine.tell('no-cv2')
+    assert 'replacing it by opencv-python-headless' in machine.succeeds()
+    calls = machine.pip_calls()
+    assert 'uninstall -y opencv-python' in calls
+    assert 'install --force-reinstall --no-deps opencv-python-headless==4.5' in calls
+
+
+def test_ops_built_for_another_torch_are_compiled_again(machine: Machine) -> None:
+    machine.tell('stale-ops')
+    assert 'do not fit this torch: compiling them' in machine.succeeds()
+    calls = [call for call in machine.pip_calls() if 'onedl-mmcv' in call]
+    assert len(calls) == 2
+    assert '--no-cache-dir' in calls[1]
+
+
+def test_what_does_not_import_is_installed_again(machine: Machine) -> None:
+    machine.tell(
+        'broken', 'frameworks mmdet: No module named x\nframeworks mim: No module named y\n'
+    )
+    assert 'installing that again: frameworks mmdet: No module named x' in machine.succeeds()
+    calls = machine.pip_calls()
+    assert len([call for call in calls if 'onedl-mmdetection' in call]) == 2
+    assert len([call for call in calls if 'torch==' in call]) == 1
+
+
+def test_active_environment_in_which_all_imports_is_used(machine: Machine) -> None:
+    active = machine.fake / 'active'
+    interpreter = machine.add_interpreter(active / 'bin' / 'python')
+    (active / 'complete').write_text('fingerprint')
+    machine.environ['VIRTUAL_ENV'] = str(active)
+    assert (
+        machine.succeeds()
+        == f'checking that everything imports in {interpreter} (only this once)\n'
+    )
+    assert machine.succeeds() == ''
+    assert machine.pip_calls() == []
+    assert not (machine.clone / '.venv').exists()
+
+
+def test_active_environment_that_lacks_something_is_left_alone(machine: Machine) -> None:
+    machine.add_interpreter(machine.fake / 'active' / 'bin' / 'python')
+    machine.environ['CONDA_PREFIX'] = str(machine.fake / 'active')
+    output = machine.succeeds()
+    assert output.startswith('not using the active environment')
+    assert 'torch torch: not installed' in output
+    assert (machine.clone / '.venv' / 'complete').exists()
+    assert not (machine.fake / 'active' / 'complete').exists()
+
+
+def test_commands_pass_their_options_on(machine: Machine) -> None:
+    machine.succeeds()
+    demo = machine.run('demo.sh', '--seed', '1')
+    assert demo.stdout == f'ran: {machine.clone}/tools/demo.py --seed 1\n'
+    assert machine.run('test.sh', '-k', 'a b').stdout.splitlines() == [
+        'ran: -m ruff check .',
+        'ran: -m ruff format --check .',
+        'ran: -m pytest -k a b',
+    ]
+
+
+@pytest.mark.parametrize(
+    'script', ['.ci/run', 'tools/demo.sh', 'tools/test.sh', 'tools/setup_env.sh']
+)
+def test_scripts_parse(script: str) -> None:
+    subprocess.run(['bash', '-n', ROOT / script], check=True)
+
+
+def test_ci_entry_is_executable() -> None:
+    assert os.access(ROOT / '.ci' / 'run', os.X_OK)
