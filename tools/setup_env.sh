@@ -99,7 +99,7 @@ need_disk_space() {
 
 # With a GPU in sight mmcv compiles its ops for it, which takes the CUDA toolkit.
 need_cuda_toolkit() {
-    "$python" - <<'PYTHON' || die 'torch sees a GPU, but nvcc is not found, which mmcv needs to compile for it: install the CUDA toolkit (or set CUDA_HOME), or set up for the CPU with CUDA_VISIBLE_DEVICES= in front of the command'
+    "$python" - 2>/dev/null <<'PYTHON' || die 'torch sees a GPU, but nvcc is not found, which mmcv needs to compile for it: install the CUDA toolkit (or set CUDA_HOME), or set up for the CPU with CUDA_VISIBLE_DEVICES= in front of the command'
 import sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
 sys.exit(torch.cuda.is_available() and torch.version.cuda is not None and CUDA_HOME is None)
@@ -191,7 +191,7 @@ explain_failure() {
     elif grep -qE 'Killed signal|fatal error: Killed|Killed +.*cc1plus' "$setup_log"; then
         reason='the compiler ran out of memory: run again with MAX_JOBS=1'
     else
-        tail -n 15 "$setup_log" >&2
+        say "$(tail -n 15 "$setup_log")"
         reason='see the lines above'
     fi
     die "$1: $reason; all output is in $setup_log; running the command again goes on from here"
@@ -283,7 +283,7 @@ build_venv() {
         return
     fi
     say "not everything imports; installing that again: $complaint"
-    for name in $(cut -d ' ' -f 1 <<<"$complaint" | sort -u); do undo "$name"; done
+    while read -r name _; do undo "$name"; done <<<"$complaint"
     install_all
     usable "$python" || die "still not importable: ${complaint%%$'\n'*}; remove $venv and run again"
 }
