@@ -14,9 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ('setup_env.sh', 'check_env.py', 'test.sh', 'demo.sh')
-SYSTEM_PROGRAMS = (
-    'awk bash cat cp df dirname env flock getconf grep mkdir rm sed sleep tail touch'.split()
-)
+SYSTEM_PROGRAMS = 'awk bash cat cp df dirname env flock getconf grep mkdir rm sed sleep tail touch'
 
 # FAKE is a folder of files that say how the interpreter behaves: `no-venv`, `no-cv2`, ... by being
 # there, `pip-fails-at` by a word of the pip command that fails, `pip-says` by what it prints then.
@@ -117,7 +115,7 @@ def machine(tmp_path: Path) -> Machine:
     for script in SCRIPTS:
         shutil.copy(ROOT / 'tools' / script, made.clone / 'tools')
     made.bin.mkdir()
-    for program in SYSTEM_PROGRAMS:
+    for program in SYSTEM_PROGRAMS.split():
         if shutil.which(program):  # flock is optional
             (made.bin / program).symlink_to(shutil.which(program))
     for compiler in ('gcc', 'c++'):
