@@ -199,7 +199,26 @@ def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for part in ('backbone', 'neck'):
         if getattr(model, part, None) is not None:
             setattr(model, part, fuse_conv_bn(getattr(model, part)))
+    operators = [m for m in model.modules() if type(m).__module__.startswith('mmcv.ops.')]
+    inside = {id(part) for operator in operators for part in operator.modules()}
     for module in model.modules():
-        if type(module) is nn.Conv2d:  # a subclass may have an operator of its own
+        if type(module) is nn.Conv2d and id(module) not in inside:
             module.to(dtype=dtype, memory_format=torch.channels_last)
+    for operator in operators:
+        _feed_plainly(operator)
     return model.requires_grad_(False)
+
+
+def _feed_plainly(operator: nn.Module) -> None:
+    """Let an operator of mmcv's, such as a deformable convolution, run in contiguous float32.
+
+    They refuse channels-last memory, and most of them bfloat16.
+    """
+    forward = operator.forward
+
+    def contiguous_float32(*args: Any, **kwargs: Any) -> Any:
+        args = [a.float().contiguous() if isinstance(a, Tensor) else a for a in args]
+        with torch.autocast(args[0].device.type, enabled=False):
+            return forward(*args, **kwargs)
+
+    operator.forward = contiguous_float32
