@@ -1,0 +1,315 @@
+"""The frozen teacher: outside of the student, an exact inference engine, never learning."""
+
+import copy
+import gc
+import io
+import pickle
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from mmengine import ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ld_plugin import NonFiniteTeacherError
+from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.recipes import imitation_everywhere, ld_kd, ld_main
+from tests.models import GFL, batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
+
+SHAPES = [(128, 160), (96, 128)]
+
+
+def caffe_style() -> ConfigDict:
+    model = tiny_gfl(depth=50)
+    model.backbone.update(style='caffe', norm_cfg=dict(type='BN', requires_grad=False))
+    return model
+
+
+def deformable() -> ConfigDict:
+    model = tiny_gfl(depth=50)
+    model.backbone.update(
+        dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, True, True),
+    )
+    return model
+
+
+def swin() -> ConfigDict:
+    """GFL over a Swin transformer with drop path and dropout."""
+    model = tiny_gfl()
+    model.backbone = ConfigDict(
+        type='SwinTransformer',
+        embed_dims=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 2],
+        window_size=4,
+        drop_rate=0.5,
+        drop_path_rate=0.9,
+    )
+    model.neck.in_channels = [8, 16, 32, 64]
+    return model
+
+
+def stock_with_statistics(model: ConfigDict, seed: int = 3) -> nn.Module:
+    """A stock detector whose batch norms do something, and whose offsets are not all zero."""
+    stock = build(model, seed)
+    for name, value in stock.state_dict().items():
+        if name.endswith('running_var'):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith('running_mean') or 'conv_offset' in name:
+            value.normal_(std=0.1)
+        elif value.ndim == 1 and name.endswith('weight'):  # norm layers
+            value.uniform_(0.5, 1.5)
+    return stock.eval()
+
+
+def images_of(stock: nn.Module, shapes: Sequence = SHAPES) -> tuple[Tensor, list]:
+    data = batch(shapes, [1] * len(shapes))
+    return stock.data_preprocessor(data, training=False)['inputs'], list(shapes)
+
+
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Length of the error over the length of what is expected, all levels together.
+
+    Not the largest error of an element: group norm over a level of two cells amplifies rounding.
+    """
+    assert [f.shape for f in found] == [e.shape for e in expected]
+    error = sum((f.double() - e).square().sum() for f, e in zip(found, expected, strict=True))
+    return (error / sum(e.double().square().sum() for e in expected)).sqrt().item()
+
+
+@pytest.mark.parametrize('model', [tiny_gfl, caffe_style, deformable, swin])
+@pytest.mark.parametrize(('precision', 'tolerance'), [('fp32', 1e-4), ('bf16', 5e-2)])
+def test_folded_channels_last_teacher_equals_the_stock_detector(
+    model: Any, precision: str, tolerance: float
+) -> None:
+    stock = stock_with_statistics(model())
+    images, shapes = images_of(stock)
+    with torch.no_grad():
+        features = stock.extract_feat(images)
+        class_maps, box_maps = stock.bbox_head(features)
+
+    found = FrozenTeacher(copy.deepcopy(stock), precision)(images, shapes).outputs
+
+    assert relative_error(found.features, features) < tolerance
+    assert relative_error(found.class_maps, class_maps) < tolerance
+    assert relative_error(found.box_maps, box_maps) < tolerance
+
+
+def test_batch_norm_is_folded_and_convolutions_are_channels_last() -> None:
+    teacher = FrozenTeacher(stock_with_statistics(tiny_gfl()))
+    modules = list(teacher._model.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in modules)
+    convolutions = [m.weight for m in modules if type(m) is nn.Conv2d and m.kernel_size != (1, 1)]
+    assert convolutions
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
+
+
+def test_low_precision_keeps_its_weights_in_that_precision() -> None:
+    teacher = FrozenTeacher(build(tiny_gfl()), 'bf16')
+    weights = [m.weight for m in teacher._model.modules() if type(m) is nn.Conv2d]
+    assert {w.dtype for w in weights} == {torch.bfloat16}
+
+
+def test_teacher_is_no_part_of_the_student() -> None:
+    model, stock = build(tiny_distilled()), build(tiny_gfl())
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    frozen = [*model.teacher._model.parameters(), *model.teacher._model.buffers()]
+    assert frozen
+    assert own.isdisjoint(map(id, frozen))
+    assert not any(module is model.teacher._model for module in model.modules())
+    assert len(list(model.parameters())) == len(list(stock.parameters()))
+    assert not any(p.requires_grad for p in model.teacher._model.parameters())
+
+
+def test_train_does_not_reach_the_teacher() -> None:
+    teacher = dict(config=dict(model=swin()), checkpoint=None)
+    model = build(tiny_distilled(teacher, ld_main))
+    modes = []
+    for module in model.teacher._model.modules():
+        if isinstance(module, nn.Dropout) or type(module).__name__ == 'DropPath':
+            module.register_forward_hook(lambda m, *_: modes.append(m.training))
+    images = model.data_preprocessor(batch(), training=True)['inputs']
+    outputs = []
+    for mode in (True, False, True):
+        model.train(mode)
+        outputs.append(model.teacher(images, [(64, 64), (48, 64)]).outputs.class_maps)
+    assert modes
+    assert not any(modes)
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
+
+
+def test_teacher_runs_without_autograd() -> None:
+    model = build(tiny_distilled(distillers=imitation_everywhere))
+    images = model.data_preprocessor(batch(), training=True)['inputs'].requires_grad_()
+    outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
+    maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
+    assert len(maps) == 15
+    assert not any(m.requires_grad for m in maps)
+
+
+def test_features_are_kept_only_where_a_distiller_reads_them() -> None:
+    images, shapes = images_of(build(tiny_gfl()))
+    for distillers, levels in ((ld_kd, 0), (imitation_everywhere, 5)):
+        outputs = build(tiny_distilled(distillers=distillers)).teacher(images, shapes).outputs
+        assert len(outputs.features) == levels
+
+
+def test_teacher_moves_with_the_student() -> None:
+    model = build(tiny_distilled())
+    assert model.teacher.device == torch.device('cpu')
+    assert model.to('meta').teacher.device == torch.device('meta')
+
+
+def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
+    model = build(tiny_distilled(distillers=imitation_everywhere))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.cuda()
+        assert model.teacher.device.type == 'cuda'
+        images = torch.zeros(2, 3, 64, 64, device='cuda')
+        outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
+        maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
+        assert {m.device.type for m in maps} == {'cuda'}
+        assert outputs.priors.device.type == 'cuda'
+
+
+def test_precision_stays_when_the_student_changes_its_own() -> None:
+    model = build(tiny_distilled(dict(config=dict(model=tiny_gfl()), checkpoint=None)))
+    model.double()
+    assert {p.dtype for p in model.teacher._model.parameters()} == {torch.float32}
+
+
+def test_copies_of_the_student_share_the_teacher() -> None:
+    model = build(tiny_distilled())
+    twin = copy.deepcopy(model)
+    assert twin.teacher is model.teacher
+    assert next(twin.parameters()) is not next(model.parameters())
+    assert torch.equal(distillation_loss(twin, batch()), distillation_loss(model, batch()))
+
+
+def test_pickled_student_is_whole() -> None:
+    model = build(tiny_distilled())
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(distillation_loss(twin, batch()), distillation_loss(model, batch()))
+    file = io.BytesIO()
+    torch.save(model, file)  # what some deployment tools do with a whole model
+    assert file.tell() > 0
+
+
+def test_teacher_is_freed_with_the_student() -> None:
+    model = build(tiny_distilled())
+    distillation_loss(model, batch()).backward()
+    weight = next(model.teacher._model.parameters())
+    alive = weakref.ref(weight)
+    del model, weight
+    gc.collect()
+    assert alive() is None
+
+
+def test_teacher_ignores_the_autocast_of_the_student() -> None:
+    stock = stock_with_statistics(tiny_gfl())
+    teacher = FrozenTeacher(copy.deepcopy(stock))
+    images, shapes = images_of(stock)
+    expected = teacher(images, shapes).outputs.box_maps
+    with torch.autocast('cpu', torch.bfloat16):
+        found = teacher(images, shapes).outputs.box_maps
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_distilled_config_can_teach_in_its_turn() -> None:
+    student = tiny_distilled()
+    model = build(tiny_distilled(dict(config=dict(model=student), checkpoint=None)))
+    assert type(model.teacher._model).__name__ == 'SingleStageDetector'
+    assert torch.isfinite(distillation_loss(model, batch()))
+
+
+def test_distilled_checkpoint_with_adapters_teaches(tmp_path: Any) -> None:
+    wide = dict(config=dict(model=tiny_gfl(channels=64)), checkpoint=None)
+    first = build(tiny_distilled(wide, imitation_everywhere), seed=5)
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=first.state_dict(), meta={}), path)
+    teacher = dict(
+        config=dict(model=tiny_distilled(wide, imitation_everywhere)), checkpoint=str(path)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*holds weights')
+        second = build(tiny_distilled(teacher, ld_kd), seed=6)
+    second.load_state_dict(
+        {k: v for k, v in first.state_dict().items() if not k.startswith('distillers.')}
+    )
+    # now the student is its own teacher
+    assert distillation_loss(second, batch()).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_teacher_is_built_in_the_scope_of_its_own_config() -> None:
+    config = dict(model=tiny_gfl(), default_scope='mmdet')
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        teacher = FrozenTeacher.from_config(dict(config=config, checkpoint=None))
+    assert teacher.spec.name == 'GFLHead'
+
+
+def test_config_by_stock_name_by_path_and_by_dict(tmp_path: Any) -> None:
+    config = get_config(GFL)
+    config.model.backbone.init_cfg = None
+    config.dump(tmp_path / 'teacher.py')
+    specs = [
+        FrozenTeacher.from_config(dict(config=source, checkpoint=None)).spec
+        for source in (GFL, str(tmp_path / 'teacher.py'), dict(config))
+    ]
+    assert specs[0] == specs[1] == specs[2]
+    assert specs[0].num_classes == 80
+    assert specs[0].num_bins == 17
+    assert specs[0].strides == ((8, 8), (16, 16), (32, 32), (64, 64), (128, 128))
+
+
+def test_random_weights_are_announced() -> None:
+    with pytest.warns(UserWarning, match=r'model\.teacher\.checkpoint is None.*random weights'):
+        FrozenTeacher.from_config(dict(config=dict(model=tiny_gfl()), checkpoint=None))
+
+
+@pytest.mark.parametrize(
+    ('parameter', 'place'),
+    [
+        ('bbox_head.gfl_cls.bias', 'class_logits of level 0, image 0; class_logits of level 0'),
+        (
+            'bbox_head.scales.3.scale',
+            'box_logits of level 3, image 0; box_logits of level 3, image 1',
+        ),
+    ],
+)
+def test_teacher_that_outputs_nan_stops_the_training(parameter: str, place: str) -> None:
+    model = build(tiny_distilled())
+    model.teacher._model.get_parameter(parameter).data.fill_(torch.nan)
+    with pytest.raises(NonFiniteTeacherError) as error:
+        losses(model, batch())
+    assert str(error.value).startswith(f'The teacher produced NaN or infinity: {place}')
+    assert 'model.teacher.checkpoint' in str(error.value)
+
+
+def test_message_names_the_one_bad_image_and_level() -> None:
+    model = build(tiny_distilled(distillers=ld_main))
+    prepared = model.data_preprocessor(batch([(64, 64)] * 3, [1] * 3), training=True)
+
+    def spoil(head: nn.Module, args: tuple, outs: tuple) -> None:
+        outs[1][2][1, 5, 0, 0] = torch.inf
+
+    model.teacher._model.bbox_head.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteTeacherError, match=r': box_logits of level 2, image 1 \(counted'):
+        model(**prepared, mode='loss')
+
+
+def test_features_that_are_distilled_are_checked() -> None:
+    def spoil(neck: nn.Module, args: tuple, outs: tuple) -> tuple:
+        return (*outs[:-1], outs[-1] * torch.nan)
+
+    model = build(tiny_distilled(distillers=imitation_everywhere))
+    model.teacher._model.neck.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteTeacherError, match='features of level 4, image 0'):
+        losses(model, batch())
