@@ -1,0 +1,86 @@
+"""The teacher sees exactly what its own preprocessor would have made of the images."""
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+
+from ld_plugin.detectors.input_conversion import InputConversion
+from ld_plugin.recipes import ld_main
+from tests.models import batch, build, distillation_loss, tiny_distilled, tiny_gfl
+
+PREPROCESSORS = dict(
+    torchvision=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    caffe=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]),
+    rtmdet=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395]),
+    raw=dict(),
+    gray_padding=dict(
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_value=114.0,
+    ),
+    one_value=dict(mean=[127.5], std=[128.0], rgb_to_bgr=True),
+)
+SHAPES = [(64, 64), (40, 90), (33, 17)]
+
+
+def preprocessor(**kwargs: Any) -> DetDataPreprocessor:
+    return DetDataPreprocessor(**kwargs, pad_size_divisor=32)
+
+
+def preprocessed(**kwargs: Any) -> torch.Tensor:
+    data = batch(SHAPES, [1, 1, 1])
+    return preprocessor(**kwargs)(data, training=True)['inputs']
+
+
+@pytest.mark.parametrize(('source', 'target'), list(permutations(PREPROCESSORS, 2)))
+def test_conversion_equals_the_targets_own_preprocessing(source: str, target: str) -> None:
+    source, target = PREPROCESSORS[source], PREPROCESSORS[target]
+    images = preprocessed(**source)
+    before = images.clone()
+
+    conversion = InputConversion.between(preprocessor(**source), preprocessor(**target))
+    converted = conversion(images, SHAPES)
+
+    assert images.shape == (3, 3, 64, 96)
+    torch.testing.assert_close(converted, preprocessed(**target), rtol=2e-5, atol=2e-5)
+    assert torch.equal(images, before), "the student's images must not change"
+
+
+@pytest.mark.parametrize('target', [name for name in PREPROCESSORS if name != 'torchvision'])
+def test_padding_is_exactly_the_targets(target: str) -> None:
+    target = PREPROCESSORS[target]
+    source = PREPROCESSORS['torchvision']
+    conversion = InputConversion.between(preprocessor(**source), preprocessor(**target))
+    converted = conversion(preprocessed(**source), SHAPES)
+    for image, (height, width) in zip(converted, SHAPES, strict=True):
+        padding = torch.ones(image.shape, dtype=torch.bool)
+        padding[:, :height, :width] = False
+        assert (image[padding] == target.get('pad_value', 0)).all()
+
+
+@pytest.mark.parametrize('name', [name for name in PREPROCESSORS if name != 'one_value'])
+def test_equal_preprocessing_returns_the_same_tensor(name: str) -> None:
+    images = torch.rand(3, 3, 64, 96)
+    both = preprocessor(**PREPROCESSORS[name]), preprocessor(**PREPROCESSORS[name])
+    assert InputConversion.between(*both)(images, SHAPES) is images
+
+
+def test_teacher_of_a_distilled_model_sees_its_own_normalisation() -> None:
+    caffe = tiny_gfl()
+    caffe.data_preprocessor = dict(
+        type='DetDataPreprocessor', pad_size_divisor=32, **PREPROCESSORS['caffe']
+    )
+    model = build(tiny_distilled(dict(config=dict(model=caffe), checkpoint=None), ld_main))
+    seen = []
+    model.teacher._model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    data = batch(SHAPES, [1, 1, 1])
+    distillation_loss(model, data)
+
+    torch.testing.assert_close(
+        seen[0], preprocessed(**PREPROCESSORS['caffe']), rtol=2e-5, atol=2e-4
+    )
