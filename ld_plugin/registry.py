@@ -1,4 +1,4 @@
-"""Registries of distillers, regions, losses and weight schedules, and the one way to build from them.
+"""Registries of distillers, regions, losses and weight schedules, and the way to build from them.
 
 The detectors themselves are registered in MMDetection's ``MODELS``, because a config names them in
 ``model.type``. What stands inside ``model.distillers`` is looked up here, whatever the config's

@@ -7,8 +7,8 @@ Shape shorthand, used in the whole package:
     C  classes                       E  box sides (4: left, top, right, bottom), or box parameters
     B  bins of a side's distribution K  selected positions of the batch, all levels
 
-Priors are ordered by level, row, column, anchor. The channel of class c of anchor a is ``a * C + c``,
-the channel of bin b of side e of anchor a is ``(a * E + e) * B + b``.
+Priors are ordered by level, row, column, anchor. The channel of class c of anchor a is
+``a * C + c``, the channel of bin b of side e of anchor a is ``(a * E + e) * B + b``.
 """
 
 from collections.abc import Callable, Sequence

@@ -39,7 +39,9 @@ class InputConversion:
             source_mean, source_std = source_mean.flip(0), source_std.flip(0)
         scale = source_std / target_std
         shift = (source_mean - target_mean) / target_std
-        source_padding, target_padding = (float(getattr(p, 'pad_value', 0)) for p in (source, target))
+        source_padding, target_padding = (
+            float(getattr(p, 'pad_value', 0)) for p in (source, target)
+        )
         return cls(
             flips_channels=flips,
             scale=tuple(scale.tolist()),

@@ -17,8 +17,8 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
     """Read a whole config.
 
     Args:
-        config: ``'mmdet::gfl/...'`` (a config installed with its package), ``'ld_plugin::bccd/...'``
-            (one of this package), a path, or a dict with a ``model``.
+        config: ``'mmdet::gfl/...'`` (a config installed with its package), one of this package
+            (``'ld_plugin::bccd/...'``), a path, or a dict with a ``model``.
 
     Raises:
         ConfigError: It is not found, or has no ``model``.
@@ -30,8 +30,9 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
     else:
         if not Path(config).is_file():
             raise ConfigError(
-                f'{_KEY}: found {str(config)!r}, but there is no such file (looked in {Path.cwd()}). '
-                "Give a path, a stock config as 'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', or a dict."
+                f'{_KEY}: found {str(config)!r}, but there is no such file (looked in '
+                f'{Path.cwd()}). Give a path, a dict, or a stock config, for example '
+                "'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
             )
         loaded = Config.fromfile(config)
     if not isinstance(loaded.get('model'), Mapping):
@@ -65,8 +66,8 @@ def published_checkpoint(config: Any) -> str:
         return get_config(config, pretrained=True).model_path
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"{key}: found 'auto', but no checkpoint is published for {config!r} ({error}). Give the "
-            'path or URL of one.'
+            f"{key}: found 'auto', but no checkpoint is published for {config!r} ({error}). Give "
+            'the path or URL of one.'
         ) from error
 
 

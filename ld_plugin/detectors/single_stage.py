@@ -58,9 +58,9 @@ class DistilledSingleStageDetector(SingleStageDetector):
     ) -> None:
         if unsupported:
             raise ConfigError(
-                f'model: found {", ".join(sorted(unsupported))}, which a plain single-stage detector '
-                f'(backbone, neck, bbox_head) does not have. DistilledSingleStageDetector works over '
-                f'configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py.'
+                f'model: found {", ".join(sorted(unsupported))}, which a plain single-stage '
+                'detector (backbone, neck, bbox_head) does not have. DistilledSingleStageDetector '
+                'works over configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py.'
             )
         super().__init__(
             backbone=backbone,
@@ -139,7 +139,7 @@ class DistilledSingleStageDetector(SingleStageDetector):
         raise ConfigError(
             'model.teacher.checkpoint: the teacher was trained on other classes or in another '
             f'order than train_dataloader.dataset has: teacher {tuple(teacher)}, student '
-            f'{tuple(student)}. Choose another teacher, order the data set\'s metainfo.classes as '
+            f"{tuple(student)}. Choose another teacher, order the data set's metainfo.classes as "
             "the teacher's, or, where only the spelling differs, set model.teacher.classes to the "
             "student's names."
         )

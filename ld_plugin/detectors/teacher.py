@@ -55,8 +55,9 @@ class TeacherOutputs:
             if not one.isfinite().all()
         ]
         return (
-            f'The teacher produced NaN or infinity: {"; ".join(found)} (counted from 0). Check '
-            "model.teacher.checkpoint, and with model.teacher.precision='fp16' use 'bf16' or 'fp32'."
+            f'The teacher produced NaN or infinity: {"; ".join(found)} (counted from 0). '
+            "Check model.teacher.checkpoint, and with model.teacher.precision='fp16' use 'bf16' or "
+            "'fp32'."
         )
 
 
@@ -71,8 +72,8 @@ class FrozenTeacher:
     the normalisation the teacher was trained with. Its assigner and losses never run.
 
     Args:
-        model: A detector with ``backbone``, ``neck``, ``bbox_head`` and ``data_preprocessor``; it is
-            changed in place.
+        model: A detector with ``backbone``, ``neck``, ``bbox_head`` and ``data_preprocessor``; it
+            is changed in place.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
 
@@ -104,10 +105,10 @@ class FrozenTeacher:
         """Build and load what ``model.teacher`` describes.
 
         Args:
-            cfg: ``config``: a stock name (``'mmdet::gfl/...'``), a path, a dict, or a config of this
-                package (``'ld_plugin::bccd/...'``). ``checkpoint``: a path, a URL, ``'auto'`` for
-                the one published with a stock config, or None for random weights. ``precision``
-                and ``classes`` (names, if not those in the checkpoint) are optional.
+            cfg: ``config``: a stock name (``'mmdet::gfl/...'``), one of this package
+                (``'ld_plugin::bccd/...'``), a path, or a dict. ``checkpoint``: a path, a URL,
+                ``'auto'`` for the one published with a stock config, or None for random weights.
+                ``precision`` and ``classes`` (names, if not those in the checkpoint) are optional.
 
         Raises:
             ConfigError: A key is missing or unknown, nothing is found, or the weights do not fit.

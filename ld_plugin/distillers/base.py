@@ -150,8 +150,8 @@ def _check_distributions(key: str, student: HeadSpec, teacher: HeadSpec) -> None
     for owner, spec in (('student', student), ('teacher', teacher)):
         if spec.num_bins is None:
             raise ConfigError(
-                f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, which "
-                f'localization distillation needs. Heads that have them: '
+                f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, "
+                'which localization distillation needs. Heads that have them: '
                 f'{", ".join(heads_with_distributions())}.'
             )
     _check_equal(

@@ -15,12 +15,12 @@ from .schedules import Schedule
 
 @DISTILLERS.register_module()
 class LocalizationDistiller(Distiller):
-    """Localization distillation, LD (Zheng et al., CVPR 2022; TPAMI 2023).
+    r"""Localization distillation, LD (Zheng et al., CVPR 2022; TPAMI 2023).
 
-    .. math:: \\frac{R}{N D} \\sum_{i \\in \\text{region}} w_i \\sum_e \\mathrm{LD}(z_{S,ie}, z_{T,ie})
+    .. math:: \frac{R}{N D} \sum_{i \in \text{region}} w_i \sum_e \mathrm{LD}(z_{S,ie}, z_{T,ie})
 
-    over the N images of the batch, with the region's weights w. The published loss is the plain sum
-    divided by the constant D, which grows with the images per GPU; it was tuned at R images per GPU.
+    over the N images of the batch, with the region's weights w. The published loss is the plain
+    sum divided by the constant D, which grows with the images per GPU; it was tuned at R of them.
     With the factor R / N the loss has the published value at the published batch size, and does not
     change when the same images are split or repeated.
 

@@ -58,7 +58,7 @@ class LinearDecaySchedule(Schedule):
 
 @SCHEDULES.register_module()
 class LinearWarmupSchedule(Schedule):
-    """From ``start`` up to 1 over the first iterations: ``dict(type='LinearWarmupSchedule', iters=500)``.
+    """From ``start`` up to 1 at first: ``dict(type='LinearWarmupSchedule', iters=500)``.
 
     Args:
         iters: Iterations until the factor is 1, at least 1.

@@ -1,4 +1,4 @@
-"""What every distillation loss shares: a weight, and the reduction that MMDetection's losses use."""
+"""What every distillation loss shares: a weight, and the reduction of MMDetection's losses."""
 
 from abc import ABC, abstractmethod
 

@@ -10,7 +10,9 @@ from .functional import distribution_kl
 
 @LOSSES.register_module()
 class DistributionKLLoss(DistillationLoss):
-    """:func:`~ld_plugin.losses.distribution_kl` as a loss: ``dict(type='DistributionKLLoss', temperature=10)``.
+    """:func:`~ld_plugin.losses.distribution_kl` as a loss.
+
+    ``dict(type='DistributionKLLoss', temperature=10, loss_weight=0.25)``
 
     Args:
         temperature: tau > 0; larger values soften both distributions. Published: 10 for box sides,

@@ -9,7 +9,7 @@ from .functional import feature_squared_error
 
 @LOSSES.register_module()
 class FeatureMSELoss(DistillationLoss):
-    """Mean squared error over channels and positions: ``dict(type='FeatureMSELoss', loss_weight=2)``.
+    """Mean squared error over channels: ``dict(type='FeatureMSELoss', loss_weight=2)``.
 
     Args:
         loss_weight: Factor of the whole loss. The LD authors' imitation losses use 2.

@@ -17,7 +17,8 @@ class GIRegion(Region):
     """General instances (Dai et al., CVPR 2021): ``dict(type='GIRegion')``.
 
     On every level, priors are ranked by how much the class scores of teacher and student differ;
-    each brings the box of the model that scores higher, and boxes that overlap a better one drop out.
+    each brings the box of the model that scores higher, and boxes that overlap a better one drop
+    out.
 
     Args:
         topk: Priors kept per level.
@@ -61,4 +62,5 @@ class GIRegion(Region):
         scores = scores.masked_fill(~valid, -1)  # differences are at least 0
         if self.scope == 'batch':
             scores, boxes = scores.flatten()[None], boxes.flatten(0, 1)[None]
-        return select_top_boxes(boxes, scores, self.iou_threshold, self.topk)[0].reshape(valid.shape)
+        kept, _ = select_top_boxes(boxes, scores, self.iou_threshold, self.topk)
+        return kept.reshape(valid.shape)

@@ -185,7 +185,7 @@ def general_instance_scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, T
 def select_top_boxes(
     boxes: Tensor, scores: Tensor, iou_threshold: float, topk: int
 ) -> tuple[Tensor, Tensor]:
-    """The first ``topk`` survivors of greedy non-maximum suppression, for each of N sets of M boxes.
+    """The first ``topk`` survivors of greedy non-maximum suppression in each of N sets of boxes.
 
     Only the few survivors are looked for, one after another, so no list of boxes is sorted.
 

@@ -40,8 +40,9 @@ def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
             return _READERS[cls.__name__](head)
     raise ConfigError(
         f'{key}: found {type(head).__name__}, expected a head that has a reader: '
-        f'{", ".join(sorted(_READERS))}. To add one, subclass ld_plugin.dense.DenseReader, decorate '
-        f"it with @register_reader('{type(head).__name__}') and name its module in custom_imports."
+        f'{", ".join(sorted(_READERS))}. To add one, subclass ld_plugin.dense.DenseReader, '
+        f"decorate it with @register_reader('{type(head).__name__}') and name its module in "
+        'custom_imports.'
     )
 
 
