@@ -1,0 +1,321 @@
+"""Reading checkpoints: from everywhere, safely, and completely or not at all."""
+
+import sys
+import threading
+import warnings
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+
+from ld_plugin import ConfigError
+from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.detectors.checkpoint import class_names, load_checkpoint_file
+from ld_plugin.detectors.model_config import published_checkpoint
+from tests.models import TinyDataset, build, tiny_gfl, tiny_runner
+
+CLASSES = ('circle', 'square', 'star')
+
+
+class Surprise:
+    """Something that only a full unpickling can restore."""
+
+
+class Attack:
+    """Runs a function when it is unpickled."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The published form: weights and class names."""
+    path = tmp_path / 'teacher.pth'
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=build(tiny_gfl(), 7).state_dict(), meta=meta), path)
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that offers the files of ``tmp_path``."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path))) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{http.server_port}'
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Path]:
+    """Torch's download folder, for this test alone."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / 'hub'))
+    yield tmp_path / 'hub' / 'checkpoints'
+    torch.hub.set_dir(before)
+
+
+def teacher(checkpoint: Any, **options: Any) -> FrozenTeacher:
+    config = dict(model=tiny_gfl(**options))
+    return FrozenTeacher.from_config(dict(config=config, checkpoint=str(checkpoint)))
+
+
+def weight(found: FrozenTeacher) -> torch.Tensor:
+    return found._model.bbox_head.gfl_cls.weight
+
+
+def expected_weight() -> torch.Tensor:
+    return build(tiny_gfl(), 7).bbox_head.gfl_cls.weight
+
+
+def test_path(checkpoint: Path) -> None:
+    found = teacher(checkpoint)
+    assert torch.equal(weight(found), expected_weight())
+    assert found.classes == CLASSES
+
+
+def test_url_is_downloaded_once(checkpoint: Path, server: str, hub: Path) -> None:
+    url = f'{server}/{checkpoint.name}'
+    assert torch.equal(weight(teacher(url)), expected_weight())
+    assert [f.name for f in hub.iterdir()] == [checkpoint.name]
+    checkpoint.unlink()
+    assert torch.equal(weight(teacher(url)), expected_weight())
+
+
+def test_url_that_offers_nothing(server: str, hub: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        teacher(f'{server}/nothing.pth')
+    assert str(error.value).startswith(
+        f'model.teacher.checkpoint: {server}/nothing.pth cannot be downloaded (HTTP Error 404'
+    )
+    assert list(hub.iterdir()) == []
+
+
+def test_auto_is_the_checkpoint_that_the_package_publishes() -> None:
+    url = published_checkpoint('mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py')
+    assert url.startswith('https://')
+    assert Path(url).name.startswith('gfl_r101_fpn_mstrain_2x_coco_')
+
+
+def test_auto_is_resolved_before_loading(
+    checkpoint: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path: wanted.append(url))
+    with pytest.raises(ConfigError, match='there is no file'):  # the download wrote none
+        FrozenTeacher.from_config(
+            dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto')
+        )
+    assert wanted == [published_checkpoint('mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py')]
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+def test_bare_state_dict_and_parallel_prefix(tmp_path: Path, wrap: bool) -> None:
+    state = build(tiny_gfl(), 7).state_dict()
+    if wrap:
+        state = {f'module.{key}': value for key, value in state.items()}
+    torch.save(state, tmp_path / 'bare.pth')
+    found = teacher(tmp_path / 'bare.pth')
+    assert torch.equal(weight(found), expected_weight())
+    assert found.classes is None
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=dict(classes=CLASSES)),
+        dict(dataset_meta=dict(CLASSES=CLASSES)),  # release candidates of MMDetection 3
+        dict(CLASSES=CLASSES, epoch=12),  # MMDetection 2
+    ],
+)
+def test_class_names_of_every_generation(meta: dict) -> None:
+    assert class_names(dict(meta=meta)) == CLASSES
+
+
+@pytest.mark.parametrize('checkpoint', [{}, dict(meta=None), dict(meta=dict(dataset_meta=None))])
+def test_class_names_may_be_unknown(checkpoint: dict) -> None:
+    assert class_names(checkpoint) is None
+
+
+def test_classes_of_the_config_win(checkpoint: Path) -> None:
+    cfg = dict(config=dict(model=tiny_gfl()), checkpoint=str(checkpoint), classes=('a', 'b', 'c'))
+    assert FrozenTeacher.from_config(cfg).classes == ('a', 'b', 'c')
+
+
+def test_checkpoint_of_a_runner_is_read_without_a_warning(tmp_path: Path) -> None:
+    tiny_runner(build(tiny_gfl()), tmp_path, epochs=1).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        loaded = load_checkpoint_file(tmp_path / 'epoch_1.pth')
+    history = loaded['message_hub']['log_scalars']['train/loss']
+    assert isinstance(history, HistoryBuffer)
+    assert len(history.data[0]) == 2
+    assert class_names(loaded) == TinyDataset.METAINFO['classes']
+
+
+def test_arrays_and_scalars_of_either_numpy_are_read_without_a_warning(tmp_path: Path) -> None:
+    values = [np.float64(0.5), np.float32(2), np.int64(3), np.arange(4), np.ones(2, dtype=bool)]
+    path = tmp_path / 'new.pth'
+    torch.save(dict(state_dict={}, values=values), path)
+    old = tmp_path / 'old.pth'
+    _rename_module(path, old)
+    for file in (path, old):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            found = load_checkpoint_file(file)['values']
+        for value, expected in zip(found, values, strict=True):
+            np.testing.assert_array_equal(value, expected)
+            assert value.dtype == expected.dtype
+
+
+def _rename_module(source: Path, target: Path) -> None:
+    """Make the file that the other generation of NumPy would have written."""
+    names = (b'numpy._core.multiarray', b'numpy.core.multiarray')
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, 'w') as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith('data.pkl'):
+                here, there = names if names[0] in content else names[::-1]
+                assert here in content
+                content = content.replace(here, there)
+            new.writestr(name, content)
+
+
+def test_file_that_holds_more_than_weights_is_announced(tmp_path: Path) -> None:
+    path = tmp_path / 'more.pth'
+    torch.save(dict(state_dict=build(tiny_gfl(), 7).state_dict(), meta={'x': Surprise()}), path)
+    with pytest.warns(UserWarning, match=r'model\.teacher\.checkpoint: .*more\.pth.*can run code'):
+        found = teacher(path)
+    assert torch.equal(weight(found), expected_weight())
+
+
+def test_no_code_runs_before_the_warning(tmp_path: Path) -> None:
+    marker = tmp_path / 'executed'
+    torch.save(dict(state_dict={}, x=Attack(open, str(marker), 'w')), tmp_path / 'attack.pth')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(UserWarning, match='can run code'):
+            load_checkpoint_file(tmp_path / 'attack.pth')
+    assert not marker.exists()
+
+
+def test_only_the_log_historys_methods_may_be_looked_up(tmp_path: Path) -> None:
+    # a runner's own checkpoint needs getattr, with which everything could be reached
+    path = tmp_path / 'attack.pth'
+    torch.save(dict(state_dict={}, x=Attack(getattr, np.ndarray, 'tofile')), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(UserWarning, match='can run code'):
+            load_checkpoint_file(path)
+
+
+def test_missing_file_comes_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    config = 'ld_plugin::bccd/gfl_r34_fpn_36e_bccd.py'
+    with pytest.raises(ConfigError) as error:
+        load_checkpoint_file(tmp_path / 'nothing.pth', trained_by=config)
+    message = str(error.value)
+    assert message.startswith(
+        f"model.teacher.checkpoint: there is no file '{tmp_path}/nothing.pth'"
+    )
+    assert message.endswith('Train it: mim train mmdet-ld-plugin bccd/gfl_r34_fpn_36e_bccd.py')
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'^model\.teacher\.checkpoint: there is no file'):
+        load_checkpoint_file(tmp_path)
+
+
+@pytest.mark.parametrize('kept', [0, 1, 100, 5000, -100, -1])
+def test_truncated_file(checkpoint: Path, kept: int) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # it holds nothing, so it cannot hold more than weights
+        with pytest.raises(ConfigError, match=r'^model\.teacher\.checkpoint: .*it is truncated'):
+            load_checkpoint_file(checkpoint)
+
+
+def test_text_instead_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / 'page.pth'
+    path.write_text('<html>404</html>')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(ConfigError) as error:
+            load_checkpoint_file(path)
+    assert 'weights_only' not in str(error.value)
+    assert str(error.value).startswith(
+        f"model.teacher.checkpoint: '{path}' cannot be read; it is truncated or not a checkpoint"
+    )
+
+
+def test_objects_of_a_missing_package(tmp_path: Path) -> None:
+    path = tmp_path / 'foreign.pth'
+
+    package = ModuleType('not_installed')
+    package.Thing = type('Thing', (), dict(__module__='not_installed'))
+    sys.modules['not_installed'] = package
+    try:
+        torch.save(dict(state_dict={}, thing=package.Thing()), path)
+    finally:
+        del sys.modules['not_installed']
+    with pytest.warns(UserWarning, match='can run code'), pytest.raises(ConfigError) as error:
+        load_checkpoint_file(path)
+    assert "No module named 'not_installed'" in str(error.value)
+
+
+def test_tensor_instead_of_a_dict(tmp_path: Path) -> None:
+    torch.save(torch.ones(2), tmp_path / 'tensor.pth')
+    with pytest.raises(
+        ConfigError, match=r'^model\.teacher\.checkpoint: .*holds a Tensor, expected'
+    ):
+        load_checkpoint_file(tmp_path / 'tensor.pth')
+
+
+def test_other_shapes_are_all_listed(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        teacher(checkpoint, num_classes=5)
+    message = str(error.value)
+    assert message.startswith(f"model.teacher.checkpoint: '{checkpoint}' does not fit")
+    for part in ('bbox_head.gfl_cls.weight', 'bbox_head.gfl_cls.bias', '[3]', '[5]'):
+        assert part in message
+
+
+def test_missing_weights_are_all_listed(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        teacher(checkpoint, stacked_convs=2)
+    message = str(error.value)
+    assert 'it lacks 6 weights' in message
+    for branch in ('cls', 'reg'):
+        for name in ('conv.weight', 'gn.weight', 'gn.bias'):
+            assert f'bbox_head.{branch}_convs.1.{name}' in message
+    assert 'Choose the config that the checkpoint was trained with.' in message
+
+
+def test_weights_of_another_model_altogether(tmp_path: Path) -> None:
+    torch.save(dict(state_dict=torch.nn.Linear(2, 2).state_dict()), tmp_path / 'linear.pth')
+    with pytest.raises(ConfigError, match=r'it lacks 132 weights: backbone\.conv1\.weight, '):
+        teacher(tmp_path / 'linear.pth')
+
+
+def test_further_weights_are_named(tmp_path: Path) -> None:
+    state = build(tiny_gfl(stacked_convs=2), 7).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'more.pth')
+    with pytest.warns(UserWarning, match=r'holds weights .*bbox_head\.cls_convs\.1\.conv\.weight'):
+        teacher(tmp_path / 'more.pth')
