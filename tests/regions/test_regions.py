@@ -1,0 +1,233 @@
+"""The registered regions, on contexts of several images with padding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import nms
+
+from ld_plugin.dense import DistillationContext
+from ld_plugin.errors import ConfigError
+from ld_plugin.regions import (
+    BackgroundRegion,
+    EverywhereRegion,
+    FineGrainedRegion,
+    GIRegion,
+    InsideGTRegion,
+    MainRegion,
+    Region,
+    ValuableLocalizationRegion,
+)
+from tests import brute_force
+from tests.contexts import context, take_images
+
+REGIONS = [
+    MainRegion(),
+    ValuableLocalizationRegion(),
+    ValuableLocalizationRegion(overlap='diou', exclude_positives=True),
+    FineGrainedRegion(),
+    InsideGTRegion(),
+    BackgroundRegion(),
+    EverywhereRegion(),
+    EverywhereRegion(exclude_positives=True),
+    GIRegion(topk=3),
+]
+every_region = pytest.mark.parametrize('region', REGIONS, ids=lambda r: type(r).__name__)
+
+
+@pytest.fixture(params=[1, 2], ids=['1 prior per cell', '2 priors per cell'])
+def step(request: pytest.FixtureRequest) -> DistillationContext:
+    return context(images=4, priors_per_cell=request.param)
+
+
+def by_image(step: DistillationContext) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [
+        (gts.numpy(), valid.numpy())
+        for gts, valid in zip(step.gt_bboxes, step.assignment.valid, strict=True)
+    ]
+
+
+@every_region
+def test_every_region_leaves_out_the_padding(step, region):
+    weights = region(step).weights
+    assert weights.shape == step.assignment.valid.shape
+    assert weights.any()
+    assert not weights[~step.assignment.valid].any()
+
+
+@every_region
+def test_images_do_not_influence_one_another(step, region):
+    weights = region(step).weights
+    order = [2, 0, 3, 1]
+    assert torch.equal(region(take_images(step, order)).weights, weights[order])
+    for image in order:
+        alone = region(take_images(step, [image])).weights
+        assert torch.equal(alone, weights[image : image + 1])
+
+
+@every_region
+def test_no_gradient_reaches_a_region(step, region):
+    selection = region(step)
+    assert not selection.weights.requires_grad
+    assert not region.position_weight(step, selection).requires_grad
+
+
+@every_region
+def test_ignored_images_are_in_no_region(step, region):
+    nothing = torch.zeros_like(step.assignment.valid)
+    ignored = replace(step.assignment, label_weights=nothing.float(), valid=nothing)
+    selection = region(replace(step, assignment=ignored, _selections={}))
+    assert not selection.weights.any()
+    assert selection.priors.counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize('kind', ['iof', 'diou'])
+@pytest.mark.parametrize('exclude_positives', [True, False])
+def test_valuable_localization_region(step, kind, exclude_positives):
+    # an even number, because the two priors of a cell are equally near
+    region = ValuableLocalizationRegion(topk=8, overlap=kind, exclude_positives=exclude_positives)
+    ours = region(step).weights
+    counts, priors = step.student.num_level_priors, step.student.priors.numpy()
+    expected = np.stack(
+        [brute_force.vlr(priors, gts, counts, valid, kind, topk=8) for gts, valid in by_image(step)]
+    )
+    positive = step.assignment.positive.numpy()
+    assert (expected[positive] > 0).any()
+    if exclude_positives:
+        expected[positive] = 0
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+    position_weight = region.position_weight(step, region(step))
+    assert position_weight.sum().item() == pytest.approx(expected.sum(), rel=1e-4)
+
+
+def test_main_region_weights_positives_by_the_students_best_score(step):
+    region = MainRegion()
+    selection = region(step)
+    positive = (step.assignment.labels < 3) & step.assignment.valid
+    assert torch.equal(selection.weights, positive)
+    scores = torch.cat(
+        [step.student.level_class_logits(level).detach() for level in range(3)], dim=1
+    ).sigmoid()
+    ours = region.position_weight(step, selection)
+    expected = scores.max(-1).values[positive]
+    torch.testing.assert_close(ours.sort().values, expected.sort().values)
+
+
+def test_a_positive_of_weight_zero_is_none(step):
+    weights = torch.zeros_like(step.assignment.label_weights)
+    assert not replace(step.assignment, label_weights=weights).positive.any()
+
+
+def test_inside_and_background_share_out_the_image(step):
+    inside, background = InsideGTRegion()(step).weights, BackgroundRegion()(step).weights
+    priors = step.student.priors.numpy()
+    for image, (gts, valid) in enumerate(by_image(step)):
+        np.testing.assert_array_equal(inside[image], brute_force.inside_gt(priors, gts, valid))
+    assert not (inside & background).any()
+    assert torch.equal(inside | background, step.assignment.valid)
+
+
+def test_fine_grained_region(step):
+    ours, priors = FineGrainedRegion(share=0.6)(step).weights, step.student.priors.numpy()
+    for image, (gts, valid) in enumerate(by_image(step)):
+        expected = brute_force.fine_grained(priors, gts, valid, share=0.6)
+        np.testing.assert_array_equal(ours[image], expected)
+
+
+def test_everywhere_without_positives(step):
+    valid, positive = step.assignment.valid, step.assignment.positive
+    assert torch.equal(EverywhereRegion()(step).weights, valid)
+    assert torch.equal(EverywhereRegion(exclude_positives=True)(step).weights, valid & ~positive)
+
+
+@pytest.mark.parametrize('scope', ['image', 'batch'])
+def test_general_instances_are_stock_suppression_of_where_scores_differ(step, scope):
+    ours = GIRegion(topk=4, iou_threshold=0.3, scope=scope)(step).weights
+    valid = step.assignment.valid.split(step.student.num_level_priors, dim=1)
+    for level, part in enumerate(ours.split(step.student.num_level_priors, dim=1)):
+        student, teacher = (
+            m.level_class_logits(level).detach().sigmoid() for m in (step.student, step.teacher)
+        )
+        best_class = (teacher - student).abs().argmax(-1, keepdim=True)
+        difference = (teacher - student).gather(-1, best_class)[..., 0]
+        boxes = torch.where(
+            (difference >= 0)[..., None],
+            step.teacher.level_boxes(level),
+            step.student.level_boxes(level).detach(),
+        )
+        groups = [slice(i, i + 1) for i in range(4)] if scope == 'image' else [slice(0, 4)]
+        for group in groups:
+            inside = valid[level][group].flatten()
+            rows = inside.nonzero()[:, 0]
+            _, kept = nms(
+                boxes[group].flatten(0, 1)[rows], difference[group].abs().flatten()[rows], 0.3
+            )
+            expected = torch.zeros_like(inside)
+            expected[rows[kept[:4]]] = True
+            assert torch.equal(part[group].flatten(), expected)
+
+
+def test_general_instances_of_a_batch_are_shared_by_its_images(step):
+    per_image, shared = (
+        GIRegion(topk=3)(step).weights,
+        GIRegion(topk=3, scope='batch')(step).weights,
+    )
+    assert per_image.sum() > shared.sum()
+    for part in shared.split(step.student.num_level_priors, dim=1):
+        assert part.sum() <= 3
+
+
+def test_cells_hold_at_least_one_selected_prior(step):
+    selection = ValuableLocalizationRegion()(step)
+    anchors = step.student.spec.num_base_priors[0]
+    per_cell = (selection.weights > 0).unflatten(1, (-1, anchors)).any(-1)
+    assert selection.cells.counts.sum() == per_cell.sum()
+    ones = selection.cells.take(per_cell.float())
+    assert ones.all()
+    assert [shape[2] for shape in selection.cells.shapes] == [1, 1, 1]
+
+
+def test_a_region_is_computed_once_per_batch(step):
+    calls = []
+
+    class Counting(EverywhereRegion):
+        def weights(self, context):
+            calls.append(context)
+            return super().weights(context)
+
+    region = Counting()
+    assert step.select(region) is step.select(region)
+    assert len(calls) == 1
+
+
+def test_a_new_region_never_gets_the_selection_of_one_that_is_gone(step):
+    class Level(Region):
+        def __init__(self, level: int) -> None:
+            self.level = level
+
+        def weights(self, context):
+            parts = context.assignment.valid.split(context.student.num_level_priors, dim=1)
+            return torch.cat([p & (i == self.level) for i, p in enumerate(parts)], dim=1)
+
+    # one after another at the same place in memory
+    found = [step.select(Level(level)).priors.counts.nonzero().item() for level in range(3)]
+    assert found == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: ValuableLocalizationRegion(alpha=0), 'alpha: found 0'),
+        (lambda: ValuableLocalizationRegion(alpha=1), 'alpha: found 1'),
+        (lambda: ValuableLocalizationRegion(topk=1), 'topk: found 1'),
+        (lambda: ValuableLocalizationRegion(overlap='giou'), "overlap: found 'giou'"),
+        (lambda: FineGrainedRegion(share=1.5), 'share: found 1.5'),
+        (lambda: GIRegion(topk=0), 'topk: found 0'),
+        (lambda: GIRegion(iou_threshold=0), 'iou_threshold: found 0'),
+        (lambda: GIRegion(scope='level'), "scope: found 'level'"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,161 @@
+"""Everything that a training step computes stays on the model's device.
+
+Torch's fake tensors know shapes, types and devices but hold no values: they claim to lie on a CUDA
+device where there is none, and refuse, as real ones do, to meet tensors of another device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS, TASK_UTILS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext, HeadRecorder, get_reader
+from ld_plugin.distillers import FeatureDistiller, build_distillers
+from ld_plugin.regions import Region
+from ld_plugin.registry import DISTILLERS, LOSSES, REGIONS
+from tests.contexts import context
+from tests.models import tiny_gfl
+
+FOUND = 7
+
+
+class SevenNonzero(TorchDispatchMode):
+    """``nonzero`` of a tensor without values: says that it found seven."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((FOUND, args[0].dim()), dtype=torch.int64)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def fake_cuda() -> Iterator[None]:
+    with FakeTensorMode(), SevenNonzero():
+        yield
+
+
+def on_cuda(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device='cuda', requires_grad=x.requires_grad)
+
+
+def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
+    maps = {
+        name: [on_cuda(level) for level in getattr(dense, name)]
+        for name in ('class_maps', 'box_maps', 'features')
+    }
+    return replace(dense, priors=on_cuda(dense.priors), **maps)
+
+
+@pytest.fixture(params=[1, 3], ids=['1 prior per cell', '3 priors per cell'])
+def step(request: pytest.FixtureRequest) -> DistillationContext:
+    """A context on the fake device."""
+    plain = context(images=3, priors_per_cell=request.param)
+    labels, label_weights, valid = (
+        on_cuda(x)
+        for x in (plain.assignment.labels, plain.assignment.label_weights, plain.assignment.valid)
+    )
+    return DistillationContext(
+        student=cuda_outputs(plain.student),
+        teacher=cuda_outputs(plain.teacher),
+        assignment=Assignment(labels, label_weights, valid, plain.assignment.num_classes),
+        gt_bboxes=[on_cuda(boxes) for boxes in plain.gt_bboxes],
+    )
+
+
+REGION_CONFIGS = [dict(type=name) for name in sorted(REGIONS.module_dict)] + [
+    dict(type='ValuableLocalizationRegion', overlap='diou', exclude_positives=True),
+    dict(type='EverywhereRegion', exclude_positives=True),
+    dict(type='GIRegion', scope='batch'),
+]
+
+
+@pytest.mark.parametrize('region', REGION_CONFIGS, ids=str)
+def test_regions(step: DistillationContext, region: dict) -> None:
+    region = REGIONS.build(region)
+    selection = step.select(region)
+    for found in (
+        selection.weights,
+        selection.priors.counts,
+        selection.priors.prior_index,
+        selection.priors.mean_level_count,
+        selection.cells.prior_index,
+        region.position_weight(step, selection),
+    ):
+        assert found.device.type == 'cuda'
+
+
+@pytest.mark.parametrize('name', sorted(LOSSES.module_dict))
+def test_losses(name: str) -> None:
+    loss = LOSSES.get(name)()
+    student, teacher = torch.empty(2, 5, 4, 17, device='cuda').unbind()
+    weight = torch.empty(5, 4, device='cuda')
+    assert loss(student, teacher, weight, avg_factor=torch.ones((), device='cuda')).is_cuda
+    assert loss(student, teacher).is_cuda
+
+
+@pytest.mark.parametrize('region', REGION_CONFIGS, ids=str)
+@pytest.mark.parametrize('name', sorted(DISTILLERS.module_dict))
+def test_distillers(step: DistillationContext, name: str, region: dict) -> None:
+    with torch.device('cuda'):
+        cfg = dict(x=dict(type=name, region=region))
+        distiller = build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+    loss = distiller(step)
+    assert loss.device.type == 'cuda'
+    assert loss.shape == ()
+
+
+def test_the_adapter_between_widths(step: DistillationContext) -> None:
+    wide = replace(step.teacher.spec, feature_channels=6)
+    features = [torch.empty(3, 6, h, w, device='cuda') for h, w, _ in step.teacher.level_shapes]
+    step = replace(step, teacher=replace(step.teacher, features=features))
+    cfg = dict(im=dict(type=FeatureDistiller.__name__))
+    with torch.device('cuda'):
+        distiller = build_distillers(cfg, step.student.spec, wide)['im']
+    assert distiller(step).device.type == 'cuda'
+
+
+def test_gfl_reader() -> None:
+    cfg = tiny_gfl().bbox_head
+    generator = TASK_UTILS.build(cfg.anchor_generator)  # keeps its boxes on the CPU
+    with torch.device('cuda'):
+        head = MODELS.build(cfg)
+    head.prior_generator = generator
+    reader = get_reader(head)
+    sizes = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+    features = [torch.empty(2, 32, *size, device='cuda') for size in sizes]
+    outputs = reader.read(head(features), features)
+    assert outputs.priors.device.type == 'cuda'
+    assert outputs.prior_strides.device.type == 'cuda'
+    assert outputs.level_boxes(0).device.type == 'cuda'
+    assert outputs.level_class_logits(0).device.type == 'cuda'
+
+    record = HeadRecorder(head, reader.recorded_methods)
+    counts = outputs.num_level_priors
+    labels = [torch.empty(2, n, dtype=torch.int64, device='cuda') for n in counts]
+    weights = [torch.empty(2, n, device='cuda') for n in counts]
+    record.returned['get_targets'].append(([], labels, weights, [], [], 1))
+    assignment = reader.assignment(record)
+    assert assignment.positive.device.type == 'cuda'
+    assert assignment.valid.device.type == 'cuda'
+    step = DistillationContext(outputs, outputs, assignment, [])
+    positives = step.select(REGIONS.build(dict(type='MainRegion'))).priors
+    assert outputs.boxes(positives).device.type == 'cuda'
+    assert outputs.distribution_logits(positives).shape == (5 * FOUND, 4, 17)
+
+
+class RegionWithAConstant(Region):
+    """Wrong: the constant lies on the CPU whatever the device is."""
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        return context.assignment.valid & torch.ones(context.assignment.valid.shape).bool()
+
+
+def test_a_tensor_on_the_wrong_device_is_noticed(step: DistillationContext) -> None:
+    with pytest.raises(RuntimeError, match='device'):
+        step.select(RegionWithAConstant())
