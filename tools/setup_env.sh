@@ -4,8 +4,8 @@
 #
 # An environment that is active (a virtual one, conda, or plain python3) is used as it is if everything
 # imports in it, and never changed. Otherwise .venv is made, step by step. Each finished step leaves a note
-# in .venv/.steps, so that an interrupted set-up goes on where it was; what a step that never finished
-# has left half-installed is installed over. pip's own settings (PIP_*, pip.conf) apply throughout.
+# in .venv/.steps, so that an interrupted set-up goes on where it was; what does not import in the end is
+# installed again. pip's own settings (PIP_*, pip.conf) apply throughout.
 #
 # Environment variables: MAX_JOBS      compilers at a time for mmcv (default: all cores)
 #                        SETUP_MIN_GB  free disk space asked for before installing torch (default: 10)
@@ -154,47 +154,56 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 # step NAME TITLE PIP-ARGUMENT...: one step, unless its note says that just this was done before.
 step() {
-    local name="$1" title="$2" note="$venv/.steps/$1" over=()
+    local name="$1" title="$2" note="$venv/.steps/$1" again=()
     shift 2
     if [[ -f "$note" && "$(cat "$note")" == "$*" ]]; then
         announce "$title: there"
         return
     fi
     announce "$title"
-    [[ ! -f "$note.begun" ]] || over=(--ignore-installed)
-    touch "$note.begun"
+    [[ ! -f "$note.again" ]] || again=(--force-reinstall)
     : >"$setup_log"
-    logged pip install ${over[@]+"${over[@]}"} "$@" || explain_failure "$title"
+    logged pip install ${again[@]+"${again[@]}"} "$@" || explain_failure "$title"
     finished "$name" "$@"
 }
 
 finished() {
     echo "${*:2}" >"$venv/.steps/$1"
-    rm -f "$venv/.steps/$1.begun"
+    rm -f "$venv/.steps/$1.again"
 }
 
-# Marks a step as one to do again, over what it left.
-undo() {
+# Marks a step as one whose packages are all to be installed again.
+redo() {
     rm -f "$venv/.steps/$1"
-    touch "$venv/.steps/$1.begun"
+    touch "$venv/.steps/$1.again"
+}
+
+# A package whose installation was cut off near its end passes for installed and cannot be uninstalled,
+# since its list of files is missing. Without its metadata pip installs over it.
+forget_unfinished_packages() {
+    local metadata
+    for metadata in "$venv"/lib/python*/site-packages/*.dist-info; do
+        [[ -f "$metadata/RECORD" ]] || rm -rf "$metadata"
+    done
 }
 
 # Turns pip's last words into one line that says what to do.
 explain_failure() {
-    local reason
-    if grep -q 'No space left on device' "$setup_log"; then
+    local reason last_words
+    last_words="$(tail -n 20 "$setup_log")"
+    if grep -q 'Operation cancelled by user' <<<"$last_words"; then
+        reason='interrupted'
+    elif grep -q 'No space left on device' "$setup_log"; then
         reason="the disk is full (pip also unpacks in ${TMPDIR:-/tmp}; TMPDIR=FOLDER chooses another place)"
-    elif grep -qE 'from versions: none|NewConnectionError|Temporary failure in name resolution|Max retries exceeded' "$setup_log"; then
-        reason='pip reached no package index that has it: check the network, or name an index (PIP_INDEX_URL, or pip config set global.index-url URL)'
-    elif grep -q 'Python.h: No such file' "$setup_log"; then
-        reason="the headers of Python are missing (Debian, Ubuntu: apt install python3-dev)"
-    elif grep -qE 'Killed signal|fatal error: Killed|Killed +.*cc1plus' "$setup_log"; then
+    elif grep -qE 'Killed signal|fatal error: Killed' "$setup_log"; then
         reason='the compiler ran out of memory: run again with MAX_JOBS=1'
+    elif grep -qE 'from versions: none|NewConnectionError|name resolution|Max retries' <<<"$last_words"; then
+        reason='pip reached no package index that has it: check the network, or name an index (PIP_INDEX_URL, or pip config set global.index-url URL)'
     else
-        say "$(tail -n 15 "$setup_log")"
+        say "$last_words"
         reason='see the lines above'
     fi
-    die "$1: $reason; all output is in $setup_log; running the command again goes on from here"
+    die "${1%% (*}: $reason; all output is in $setup_log; running the command again goes on from here"
 }
 
 # An interrupted start has no pip; in a moved clone the programs of the environment point to the old place.
@@ -238,7 +247,7 @@ install_mmcv() {
     step mmcv "$title" -v --no-build-isolation "${mmcv[@]}"
     if ! "$python" "$root/tools/check_env.py" ops >>"$setup_log" 2>&1; then
         say '      the ops that pip had from before do not fit this torch: compiling them'
-        undo mmcv
+        rm "$venv/.steps/mmcv"
         logged pip install -v --no-build-isolation --no-cache-dir --force-reinstall --no-deps "${mmcv[@]}" ||
             explain_failure "$title"
         finished mmcv -v --no-build-isolation "${mmcv[@]}"
@@ -262,6 +271,7 @@ fit_opencv() {
 install_all() {
     step_number=0
     make_venv
+    forget_unfinished_packages
     python="$venv/bin/python"
     step build-tools 'build tools' "${build_tools[@]}"
     install_torch
@@ -270,7 +280,7 @@ install_all() {
     step helpers 'test and demo tools' "${helpers[@]}"
     fit_opencv
     # Quick enough to be done each time; it follows a change of setup.py or pyproject.toml.
-    rm -f "$venv/.steps/plugin"*
+    rm -f "$venv/.steps/plugin"
     step plugin 'the plugin itself' --no-deps --no-build-isolation -e "$root"
 }
 
@@ -283,19 +293,17 @@ build_venv() {
         return
     fi
     say "not everything imports; installing that again: $complaint"
-    while read -r name _; do undo "$name"; done <<<"$complaint"
+    while read -r name _; do redo "$name"; done <<<"$complaint"
     install_all
     usable "$python" || die "still not importable: ${complaint%%$'\n'*}; remove $venv and run again"
 }
 
-# Two set-ups of one clone wait for each other, where the system can lock files.
-lock() {
+# Two set-ups of one clone wait for each other, where the system can lock files. Succeeds if it had to wait.
+waited_for_another() {
     exec 9>"$root/.setup_env.lock"
-    command -v flock >/dev/null || return 0
-    flock -n 9 || {
-        say 'another set-up of this clone is running; waiting for it'
-        flock 9
-    }
+    if ! command -v flock >/dev/null || flock -n 9; then return 1; fi
+    say 'another set-up of this clone is running; waiting for it'
+    flock 9
 }
 
 # --- all together -----------------------------------------------------------------------------------------
@@ -314,8 +322,7 @@ setup_env() {
     python="$venv/bin/python"
     if usable "$python"; then return; fi
     say "setting up $venv (about 12 minutes on 2 cores the first time)"
-    lock
-    usable "$python" || build_venv
+    if ! { waited_for_another && usable "$python"; }; then build_venv; fi
     exec 9>&-
 }
 
