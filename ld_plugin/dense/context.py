@@ -53,7 +53,7 @@ class DistillationContext:
     teacher: DenseOutputs
     assignment: Assignment
     gt_bboxes: Sequence[Tensor]
-    _selections: dict['Region', 'Selection'] = field(default_factory=dict)
+    _selections: dict['Region', 'Selection'] = field(default_factory=dict, init=False, repr=False)
 
     def select(self, region: 'Region') -> 'Selection':
         """The positions of ``region``, computed once however many distillers read them."""
