@@ -52,10 +52,8 @@ def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
     return replace(dense, priors=on_cuda(dense.priors), **maps)
 
 
-@pytest.fixture(params=[1, 3], ids=['1 prior per cell', '3 priors per cell'])
-def step(request: pytest.FixtureRequest) -> DistillationContext:
-    """A context on the fake device."""
-    plain = context(images=3, priors_per_cell=request.param)
+def cuda_context(priors_per_cell: int) -> DistillationContext:
+    plain = context(images=3, priors_per_cell=priors_per_cell)
     labels, label_weights, valid = (
         on_cuda(x)
         for x in (plain.assignment.labels, plain.assignment.label_weights, plain.assignment.valid)
@@ -68,6 +66,12 @@ def step(request: pytest.FixtureRequest) -> DistillationContext:
     )
 
 
+@pytest.fixture
+def step() -> DistillationContext:
+    """A context on the fake device."""
+    return cuda_context(priors_per_cell=3)
+
+
 REGION_CONFIGS = [dict(type=name) for name in sorted(REGIONS.module_dict)] + [
     dict(type='ValuableLocalizationRegion', overlap='diou', exclude_positives=True),
     dict(type='EverywhereRegion', exclude_positives=True),
@@ -76,7 +80,9 @@ REGION_CONFIGS = [dict(type=name) for name in sorted(REGIONS.module_dict)] + [
 
 
 @pytest.mark.parametrize('region', REGION_CONFIGS, ids=str)
-def test_regions(step: DistillationContext, region: dict) -> None:
+@pytest.mark.parametrize('priors_per_cell', [1, 3])
+def test_regions(priors_per_cell: int, region: dict) -> None:
+    step = cuda_context(priors_per_cell)
     region = REGIONS.build(region)
     selection = step.select(region)
     for found in (

@@ -77,7 +77,7 @@ def test_no_gradient_reaches_a_region(step, region):
 def test_ignored_images_are_in_no_region(step, region):
     nothing = torch.zeros_like(step.assignment.valid)
     ignored = replace(step.assignment, label_weights=nothing.float(), valid=nothing)
-    selection = region(replace(step, assignment=ignored, _selections={}))
+    selection = region(replace(step, assignment=ignored))
     assert not selection.weights.any()
     assert selection.priors.counts.tolist() == [0, 0, 0]
 
@@ -199,6 +199,14 @@ def test_a_region_is_computed_once_per_batch(step):
     region = Counting()
     assert step.select(region) is step.select(region)
     assert len(calls) == 1
+
+
+def test_a_changed_context_computes_its_own_selections(step):
+    region = MainRegion()
+    assert step.select(region).weights.any()
+    background = torch.full_like(step.assignment.labels, 3)
+    changed = replace(step, assignment=replace(step.assignment, labels=background))
+    assert not changed.select(region).weights.any()
 
 
 def test_a_new_region_never_gets_the_selection_of_one_that_is_gone(step):
