@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.utils import is_installed
 
 from ..errors import ConfigError
 
@@ -60,11 +61,13 @@ def published_checkpoint(config: Any) -> str:
     if not isinstance(config, str) or '::' not in config or config.startswith(_OWN_PACKAGE):
         raise ConfigError(
             f"{key}: found 'auto', which needs a stock name such as 'mmdet::gfl/...' in {_KEY}; "
-            f'found {config!r}. Give the path or URL of a checkpoint.'
+            f'found {config if isinstance(config, str) else type(config).__name__!r}. Give the '
+            'path or URL of a checkpoint.'
         )
+    _check_installed(config)
     try:
         return get_config(config, pretrained=True).model_path
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(
             f"{key}: found 'auto', but no checkpoint is published for {config!r} ({error}). Give "
             'the path or URL of one.'
@@ -85,6 +88,7 @@ def _read_packaged(name: str) -> Config:
         if path.is_file():
             return Config.fromfile(path)
         raise ConfigError(f'{_KEY}: found {name!r}, but {path} does not exist.')
+    _check_installed(name)
     try:
         return get_config(name)
     except (FileNotFoundError, ImportError, KeyError, AssertionError, ValueError) as error:
@@ -92,3 +96,13 @@ def _read_packaged(name: str) -> Config:
             f'{_KEY}: found {name!r}, which is not among the configs of the installed {package}: '
             f'{error}'
         ) from error
+
+
+def _check_installed(name: str) -> None:
+    """Stop where the package of ``'package::...'`` is missing: mmengine would pip-install it."""
+    package = name.split('::', 1)[0]
+    if not package.isidentifier() or not is_installed(package):
+        raise ConfigError(
+            f'{_KEY}: found {name!r}, but no package {package!r} is installed. Install it, correct '
+            "the name (the part before '::'), or give a path."
+        )
