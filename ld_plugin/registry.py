@@ -47,11 +47,17 @@ def build(registry: Registry, cfg: Mapping[str, Any], key: str, **built: Any) ->
         return cls(**kwargs)
     except ConfigError as error:
         raise ConfigError(f'{key}.{error}') from error
+    except TypeError as error:  # a text where a number belongs
+        raise ConfigError(
+            f'{key}: {cls.__name__} cannot be built from {cfg!r}: {error}.'
+        ) from error
 
 
 def _lookup(registry: Registry, name: str | type, key: str) -> type:
     if isinstance(name, type):
         return name
+    if not isinstance(name, str):
+        raise ConfigError(f'{key}.type: found {name!r}, expected a name or a class.')
     cls = registry.get(name)
     if cls is None:
         known = sorted(registry.module_dict)

@@ -46,9 +46,9 @@ class DistilledSingleStageDetector(SingleStageDetector):
     def __init__(
         self,
         backbone: dict,
-        bbox_head: dict,
-        teacher: Mapping[str, Any],
-        distillers: Mapping[str, Mapping[str, Any]],
+        bbox_head: dict | None = None,
+        teacher: Mapping[str, Any] | None = None,
+        distillers: Mapping[str, Mapping[str, Any]] | None = None,
         neck: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -56,12 +56,7 @@ class DistilledSingleStageDetector(SingleStageDetector):
         init_cfg: dict | list[dict] | None = None,
         **unsupported: Any,
     ) -> None:
-        if unsupported:
-            raise ConfigError(
-                f'model: found {", ".join(sorted(unsupported))}, which a plain single-stage '
-                'detector (backbone, neck, bbox_head) does not have. DistilledSingleStageDetector '
-                'works over configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py.'
-            )
+        _check_parts(bbox_head, unsupported)
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -72,10 +67,10 @@ class DistilledSingleStageDetector(SingleStageDetector):
             init_cfg=init_cfg,
         )
         reader = get_reader(self.bbox_head)
-        self._check_loss_names(distillers)
         # not a torch module, hence neither in parameters() nor in state_dict()
         self.teacher = FrozenTeacher.from_config(teacher)
         self.distillers = build_distillers(distillers, reader.spec, self.teacher.spec)
+        self._check_loss_names()
         self.teacher.match_inputs(self.data_preprocessor)
         self.teacher.keeps_features = any(
             'features' in distiller.reads_of_teacher for distiller in self.distillers.values()
@@ -116,8 +111,8 @@ class DistilledSingleStageDetector(SingleStageDetector):
         self.teacher.to(next(self.parameters()).device)
         return self
 
-    def _check_loss_names(self, distillers: Mapping[str, Any]) -> None:
-        taken = [name for name in distillers if hasattr(self.bbox_head, f'loss_{name}')]
+    def _check_loss_names(self) -> None:
+        taken = [name for name in self.distillers if hasattr(self.bbox_head, f'loss_{name}')]
         if taken:
             raise ConfigError(
                 f'model.distillers.{taken[0]}: the head {type(self.bbox_head).__name__} has a loss '
@@ -142,4 +137,14 @@ class DistilledSingleStageDetector(SingleStageDetector):
             f"{tuple(student)}. Choose another teacher, order the data set's metainfo.classes as "
             "the teacher's, or, where only the spelling differs, set model.teacher.classes to the "
             "student's names."
+        )
+
+
+def _check_parts(bbox_head: dict | None, unsupported: Mapping[str, Any]) -> None:
+    if bbox_head is None or unsupported:
+        found = f'found {", ".join(sorted(unsupported))}' if unsupported else 'found no bbox_head'
+        raise ConfigError(
+            f'model: {found}; expected the parts of a plain single-stage detector: backbone, neck, '
+            'bbox_head. DistilledSingleStageDetector works over configs such as '
+            'mmdet::gfl/gfl_r50_fpn_1x_coco.py.'
         )

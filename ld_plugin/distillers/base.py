@@ -113,6 +113,11 @@ def build_distillers(
     distillers = nn.ModuleDict()
     for name, distiller_cfg in cfg.items():
         key = f'model.distillers.{name}'
+        if not str(name).isidentifier() or hasattr(distillers, name):
+            raise ConfigError(
+                f'{key}: {name!r} cannot name a distiller; choose a plain word that is no method '
+                "of a dict, such as 'ld'."
+            )
         distiller = _build_distiller(distiller_cfg, key, regions)
         distiller.prepare(student, teacher, key)
         distillers[name] = distiller
