@@ -54,22 +54,45 @@ def pairwise(priors: np.ndarray, gts: np.ndarray, function=overlap, *args: str) 
     return np.array(values, dtype=float).reshape(len(priors), len(gts))
 
 
+def nearest(
+    priors: np.ndarray, gt: np.ndarray, counts: Sequence[int], valid: np.ndarray, topk: int = 9
+) -> list[int]:
+    """The valid priors of every level whose centres are nearest to a ground truth's."""
+    offset = (priors[:, :2] + priors[:, 2:]) / 2 - (gt[:2] + gt[2:]) / 2
+    distance = (offset**2).sum(1)
+    candidates, start = [], 0
+    for count in counts:
+        level = [i for i in range(start, start + count) if valid[i]]
+        candidates += sorted(level, key=lambda i: distance[i])[:topk]
+        start += count
+    return candidates
+
+
 def atss_thresholds(
     priors: np.ndarray, gts: np.ndarray, counts: Sequence[int], valid: np.ndarray, topk: int = 9
 ) -> np.ndarray:
     """(G,), mean + unbiased standard deviation of the IoU of the nearest priors of every level."""
     iou, thresholds = pairwise(priors, gts), []
     for j, gt in enumerate(gts):
-        offset = (priors[:, :2] + priors[:, 2:]) / 2 - (gt[:2] + gt[2:]) / 2
-        distance = (offset**2).sum(1)
-        candidates, start = [], 0
-        for count in counts:
-            level = [i for i in range(start, start + count) if valid[i]]
-            candidates += sorted(level, key=lambda i: distance[i])[:topk]
-            start += count
-        chosen = iou[candidates, j]
+        chosen = iou[nearest(priors, gt, counts, valid, topk), j]
         thresholds.append(chosen.mean() + chosen.std(ddof=1) if len(chosen) > 1 else np.nan)
     return np.array(thresholds)
+
+
+def atss(
+    priors: np.ndarray, gts: np.ndarray, counts: Sequence[int], valid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P,), 1 + the assigned ground truth, 0 for background; and the IoU with it, else -1e8."""
+    iou = pairwise(priors, gts)
+    index, best = np.zeros(len(priors), dtype=np.int64), np.full(len(priors), -1e8)
+    for j, threshold in enumerate(atss_thresholds(priors, gts, counts, valid)):
+        for i in nearest(priors, gts[j], counts, valid):
+            x, y = (priors[i, :2] + priors[i, 2:]) / 2
+            l, t, r, b = gts[j]
+            inside = min(x - l, y - t, r - x, b - y) > 0.01
+            if inside and iou[i, j] >= threshold and iou[i, j] > best[i]:
+                index[i], best[i] = j + 1, iou[i, j]
+    return index, best
 
 
 def vlr(

@@ -151,8 +151,7 @@ def check_vlr_region(case: Case) -> Iterator[Row]:
         counts = case[f'{prefix}num_level_anchors'].tolist()
         yield from _check_atss(case, prefix, priors, gts, counts)
         yield from _check_overlaps(case, prefix, priors, gts)
-        if len(gts):
-            yield from case.rows({'thr': atss_thresholds(priors, gts, counts)}, prefix)
+        yield from case.rows({'thr': atss_thresholds(priors, gts, counts)}, prefix)
         region = valuable_localization_region(priors, gts, counts)
         yield from _check_vlr_weights(case, prefix, region)
 
