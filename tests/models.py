@@ -7,6 +7,7 @@ and 32 head channels learns nothing useful, but has the stock structure and take
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def tiny_gfl(num_classes: int = 3, depth: int = 18, channels: int = 32, **head: 
         channels: Of neck and head; a multiple of 32, because the head has 32 groups.
         head: Other arguments of the head, such as ``reg_max``.
     """
-    model = get_config(GFL).model
+    model = deepcopy(_stock_model())
     widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
     model.backbone.update(depth=depth, base_channels=8, stem_channels=8, init_cfg=None)
     model.neck.update(in_channels=widths, out_channels=channels)
@@ -44,6 +45,11 @@ def tiny_gfl(num_classes: int = 3, depth: int = 18, channels: int = 32, **head: 
     )
     model.bbox_head.update(head)
     return model
+
+
+@cache
+def _stock_model() -> ConfigDict:
+    return get_config(GFL).model
 
 
 def tiny_distilled(

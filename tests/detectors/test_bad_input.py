@@ -1,0 +1,506 @@
+"""Mistakes in a config are found when the model is built; messages say where and what to do."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hub import get_config
+from mmengine.logging import MessageHub
+
+from ld_plugin import ConfigError
+from ld_plugin.dense import get_reader, register_reader
+from ld_plugin.dense.readers import GFLReader
+from ld_plugin.dense.readers import base as readers
+from ld_plugin.distillers import build_distillers
+from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
+from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
+
+LD, KL = 'LocalizationDistiller', 'DistributionKLLoss'
+AT = 'model.distillers.ld'
+
+
+def message(make: Callable[[], Any]) -> str:
+    """What building says."""
+    with pytest.raises(ConfigError) as error:
+        make()
+    return str(error.value)
+
+
+def said(distiller: Any) -> str:
+    """What building a student with this distiller says."""
+    return message(lambda: build(tiny_distilled(distillers=dict(ld=distiller))))
+
+
+def with_teacher(model: Any, distillers: Any = ld_main, student: Any = None) -> str:
+    teacher = dict(config=dict(model=model), checkpoint=None)
+    return message(lambda: build(tiny_distilled(teacher, distillers, student)))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'start', 'hint'),
+    [
+        (dict(type='LocalisationDistiller'), f'{AT}.type: ', LD),
+        (dict(type=LD, region=dict(type='MainRegon')), f'{AT}.region.type: ', 'MainRegion'),
+        (dict(type=LD, loss=dict(type='DistributionKL')), f'{AT}.loss.type: ', KL),
+        (
+            dict(type=LD, schedule=dict(type='LinearDecay')),
+            f'{AT}.schedule.type: ',
+            'LinearDecaySchedule',
+        ),
+    ],
+)
+def test_unknown_name_and_the_closest_known_one(cfg: dict, start: str, hint: str) -> None:
+    found = said(cfg)
+    assert found.startswith(start)
+    assert f'Did you mean {hint!r}?' in found
+    assert 'Registered: ' in found
+    assert 'custom_imports' in found
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'expected'),
+    [
+        (dict(type=LD, temperature=3), f'{AT}: {LD} cannot be built: got an unexpected keyword'),
+        (
+            dict(type=LD, loss=dict(type=KL, tau=3)),
+            f"{AT}.loss: {KL} cannot be built: got an unexpected keyword argument 'tau'. It "
+            'accepts: temperature, loss_weight.',
+        ),
+        (
+            dict(type=LD, schedule=dict(type='LinearWarmupSchedule')),
+            f'{AT}.schedule: LinearWarmupSchedule cannot be built: missing a required argument',
+        ),
+        (dict(region=dict(type='MainRegion')), f"{AT}: expected a dict with a 'type', found "),
+        (dict(type=LD, loss=dict(temperature=3)), f"{AT}.loss: expected a dict with a 'type', "),
+        (dict(type=LD, region='MainRegion'), f"{AT}.region: expected a dict with a 'type', found "),
+        (LD, f"{AT}: expected a dict with a 'type', found 'LocalizationDistiller'"),
+        (dict(type=LD, loss=dict(type=3)), f'{AT}.loss.type: found 3, expected a name or a class'),
+        (
+            dict(type=LD, loss=dict(type=KL, temperature='10')),
+            f'{AT}.loss: {KL} cannot be built from ',
+        ),
+    ],
+)
+def test_wrong_arguments(cfg: Any, expected: str) -> None:
+    assert said(cfg).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ('part', 'cfg', 'expected'),
+    [
+        ('loss', dict(type=KL, temperature=0), 'temperature: found 0, expected a number above 0'),
+        ('loss', dict(type=KL, temperature=-2), 'temperature: found -2, expected a number above 0'),
+        ('loss', dict(type=KL, loss_weight=-1), 'loss_weight: found -1, expected at least 0'),
+        (
+            'loss',
+            dict(type='FeatureMSELoss', loss_weight=-0.5),
+            'loss_weight: found -0.5, expected at least 0',
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', alpha=0),
+            'alpha: found 0, expected a number between 0 and 1',
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', alpha=1),
+            'alpha: found 1, expected a number between 0 and 1',
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', topk=1),
+            'topk: found 1, expected at least 2',
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', overlap='giou'),
+            "overlap: found 'giou', expected one of ('iof', 'diou')",
+        ),
+        (
+            'region',
+            dict(type='FineGrainedRegion', share=1.5),
+            'share: found 1.5, expected a number between 0 and 1',
+        ),
+        ('region', dict(type='GIRegion', topk=0), 'topk: found 0, expected at least 1'),
+        (
+            'region',
+            dict(type='GIRegion', iou_threshold=0),
+            'iou_threshold: found 0, expected a number between 0 and 1',
+        ),
+        (
+            'region',
+            dict(type='GIRegion', scope='level'),
+            "scope: found 'level', expected one of ('image', 'batch')",
+        ),
+        (
+            'schedule',
+            dict(type='ConstantSchedule', value=-1),
+            'value: found -1, expected at least 0',
+        ),
+        (
+            'schedule',
+            dict(type='LinearDecaySchedule', end=-0.1),
+            'end: found -0.1, expected at least 0',
+        ),
+        (
+            'schedule',
+            dict(type='LinearDecaySchedule', start=-1),
+            'start: found -1, expected at least 0',
+        ),
+        (
+            'schedule',
+            dict(type='LinearWarmupSchedule', iters=0),
+            'iters: found 0, expected at least 1',
+        ),
+        (
+            'schedule',
+            dict(type='LinearWarmupSchedule', iters=9, start=-1),
+            'start: found -1, expected at least 0',
+        ),
+    ],
+)
+def test_values_out_of_range(part: str, cfg: dict, expected: str) -> None:
+    assert said({'type': LD, part: cfg}).startswith(f'{AT}.{part}.{expected}')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (dict(divisor=0), 'divisor: found 0, expected a number above 0'),
+        (dict(reference_images=-3), 'reference_images: found -3, expected a number above 0'),
+    ],
+)
+def test_distillers_own_values_out_of_range(arguments: dict, expected: str) -> None:
+    assert said(dict(type=LD, **arguments)).startswith(f'{AT}.{expected}')
+
+
+@pytest.mark.parametrize('distillers', [{}, [ld_main['ld']]])
+def test_no_distillers(distillers: Any) -> None:
+    model = tiny_distilled()
+    model.distillers = distillers
+    found = message(lambda: build(model))
+    assert found.startswith(
+        f'model.distillers: found {distillers}, expected a dict with at least one'
+    )
+    assert 'ld_plugin.recipes' in found
+
+
+@pytest.mark.parametrize(
+    ('removed', 'start'),
+    [
+        ('distillers', 'model.distillers: found None, expected a dict'),
+        ('teacher', 'model.teacher: found None, expected a dict'),
+        ('bbox_head', 'model: found no bbox_head; expected the parts of a plain single-stage'),
+    ],
+)
+def test_missing_part_of_the_model(removed: str, start: str) -> None:
+    model = tiny_distilled()
+    model.pop(removed)
+    assert message(lambda: build(model)).startswith(start)
+
+
+@pytest.mark.parametrize('name', ['cls', 'bbox', 'dfl'])
+def test_key_that_would_replace_a_stock_loss(name: str) -> None:
+    found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))
+    assert found.startswith(f'model.distillers.{name}: the head GFLHead has a loss named ')
+    assert found.endswith('Choose another key.')
+
+
+@pytest.mark.parametrize('name', ['a.b', 'items', 'training', '2nd'])
+def test_key_that_cannot_name_a_module(name: str) -> None:
+    found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))
+    assert found.startswith(f'model.distillers.{name}: {name!r} cannot name a distiller; choose')
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'expected'),
+    [
+        ('teacher.py', "model.teacher: found 'teacher.py', expected a dict with ('config', 'check"),
+        (dict(config=GFL), 'model.teacher.checkpoint: missing. Give config and checkpoint; '),
+        (dict(checkpoint=None), 'model.teacher.config: missing. Give config and checkpoint; '),
+        (
+            dict(config=GFL, checkpoint=None, ckpt=1),
+            "model.teacher.ckpt: unknown key, expected one of ('config', 'checkpoint', ",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, precision='int8'),
+            "model.teacher.precision: found 'int8', expected one of ['fp32', 'bf16', 'fp16']",
+        ),
+        (
+            dict(config='nothing.py', checkpoint=None),
+            "model.teacher.config: found 'nothing.py', but there is no such file (looked in ",
+        ),
+        (
+            dict(config='mmdet::gfl/nothing.py', checkpoint=None),
+            "model.teacher.config: found 'mmdet::gfl/nothing.py', which is not among the",
+        ),
+        (
+            dict(config='ld_plugin::nothing.py', checkpoint=None),
+            "model.teacher.config: found 'ld_plugin::nothing.py', but ",
+        ),
+        (
+            dict(config=tiny_gfl(), checkpoint=None),
+            'model.teacher.config: ',  # the whole config is wanted, not its model
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint='auto'),
+            "model.teacher.checkpoint: found 'auto', which needs a stock name such as 'mmdet::gfl/",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint='nothing.pth'),
+            "model.teacher.checkpoint: there is no file 'nothing.pth' (looked in ",
+        ),
+    ],
+)
+def test_teacher_that_cannot_be_built(teacher: Any, expected: str) -> None:
+    assert message(lambda: build(tiny_distilled(teacher))).startswith(expected)
+
+
+@pytest.mark.parametrize('checkpoint', [None, 'auto'])
+def test_missing_package_is_said_and_not_installed(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError('something was started')
+
+    monkeypatch.setattr(subprocess, 'Popen', install)
+    teacher = dict(config='not_installed::gfl/gfl.py', checkpoint=checkpoint)
+    assert message(lambda: build(tiny_distilled(teacher))).startswith(
+        "model.teacher.config: found 'not_installed::gfl/gfl.py', but no package 'not_installed' "
+        'is installed. Install it'
+    )
+
+
+def test_missing_checkpoint_comes_with_the_command_that_trains_it(tmp_path: Path) -> None:
+    get_config(GFL).dump(tmp_path / 'teacher.py')
+    config = str(tmp_path / 'teacher.py')
+    teacher = dict(config=config, checkpoint='work_dirs/teacher/epoch_12.pth')
+    found = message(lambda: build(tiny_distilled(teacher)))
+    assert found.endswith(f'Train it: mim train mmdet-ld-plugin {config}')
+
+
+@pytest.fixture(scope='module')
+def two_stage() -> Any:
+    model = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    model.backbone.update(depth=18, init_cfg=None)
+    model.neck.in_channels = [64, 128, 256, 512]
+    return model
+
+
+def test_two_stage_student(two_stage: Any) -> None:
+    found = message(lambda: build(tiny_distilled(student=two_stage)))
+    assert found.startswith('model: found roi_head, rpn_head; expected the parts of a plain single')
+    assert 'mmdet::gfl/gfl_r50_fpn_1x_coco.py' in found
+
+
+def test_two_stage_teacher(two_stage: Any) -> None:
+    assert with_teacher(two_stage).startswith(
+        'model.teacher.config: FasterRCNN has no dense bbox_head, expected a single-stage detector'
+    )
+
+
+@pytest.mark.parametrize('owner', ['teacher', 'student'])
+def test_head_without_a_reader_and_how_to_add_one(owner: str) -> None:
+    model = tiny_gfl()
+    model.bbox_head = dict(type='YOLOFHead', num_classes=3, in_channels=32)
+    model.bbox_head.update(get_config('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py').model.bbox_head)
+    if owner == 'teacher':
+        found, key = with_teacher(model), 'model.teacher.config: bbox_head'
+    else:
+        found, key = message(lambda: build(tiny_distilled(student=model))), 'model.bbox_head'
+    assert found.startswith(f'{key}: found YOLOFHead, expected a head that has a reader: ')
+    assert 'GFLHead' in found
+    assert "@register_reader('YOLOFHead')" in found
+    assert 'custom_imports' in found
+
+
+@pytest.fixture
+def reader_without_distributions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As long as the test runs, GFL counts as a head that predicts boxes directly."""
+    monkeypatch.setattr(readers, '_READERS', dict(readers._READERS))
+
+    @register_reader('GFLHead')
+    class DirectReader(GFLReader):
+        has_distributions = False
+
+        @property
+        def spec(self) -> Any:
+            return replace(super().spec, num_bins=None)
+
+    @register_reader('HeadWithDistributions')
+    class Other(GFLReader):
+        pass
+
+    return
+
+
+@pytest.mark.usefixtures('reader_without_distributions')
+def test_localization_distillation_of_a_head_without_distributions() -> None:
+    found = said(dict(type=LD))
+    assert found.startswith(
+        f"{AT}: the student's head GFLHead predicts boxes without distributions"
+    )
+    listed = found.split('Heads that have them: ')[1]
+    assert 'HeadWithDistributions' in listed
+    assert 'GFLHead' not in listed
+
+
+@pytest.mark.usefixtures('reader_without_distributions')
+def test_class_scores_of_a_head_without_distributions_can_be_distilled() -> None:
+    model = build(tiny_distilled(distillers=dict(kd=ld_kd['kd'])))
+    assert losses(model, batch())['loss_kd'] > 0
+
+
+def test_other_number_of_classes() -> None:
+    assert with_teacher(tiny_gfl(num_classes=5)).startswith(
+        f'{AT}: number of classes (bbox_head.num_classes) differ: student 3, teacher 5, expected '
+        "the same. Choose a teacher that was trained on the student's classes"
+    )
+
+
+def test_features_can_be_distilled_from_other_classes() -> None:
+    teacher = dict(config=dict(model=tiny_gfl(num_classes=5)), checkpoint=None)
+    model = build(tiny_distilled(teacher, imitation_everywhere))
+    assert losses(model, batch())['loss_im'] > 0
+
+
+def test_region_that_reads_class_scores_needs_equal_classes() -> None:
+    gi = dict(im=dict(type='FeatureDistiller', region=dict(type='GIRegion')))
+    found = with_teacher(tiny_gfl(num_classes=5), gi)
+    assert found.startswith('model.distillers.im: number of classes (bbox_head.num_classes) differ')
+
+
+@pytest.mark.parametrize('distillers', [ld_main, imitation_everywhere])
+def test_other_strides(distillers: dict) -> None:
+    model = tiny_gfl()
+    model.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
+    model.neck.start_level = 0
+    model.neck.num_outs = 5
+    name = next(iter(distillers))
+    found = with_teacher(model, distillers)
+    assert found.startswith(
+        f'model.distillers.{name}: strides of the levels differ: student ((8, 8),'
+    )
+    assert 'teacher ((4, 4), ' in found
+
+
+def test_other_number_of_levels() -> None:
+    model = tiny_gfl()
+    model.bbox_head.anchor_generator.strides = [8, 16, 32, 64]
+    model.neck.num_outs = 4
+    assert with_teacher(model).startswith(f'{AT}: strides of the levels differ: ')
+
+
+def test_other_priors_per_cell() -> None:
+    student = get_reader(build(tiny_gfl()).bbox_head).spec
+    teacher = replace(student, num_base_priors=(9,) * 5)
+    found = message(lambda: build_distillers(ld_main, student, teacher))
+    assert found.startswith(
+        f'{AT}: priors per cell (num_base_priors) differ: student (1, 1, 1, 1, 1), teacher (9, 9, '
+    )
+    assert 'anchor_generator' in found
+
+
+def test_other_number_of_bins() -> None:
+    assert with_teacher(tiny_gfl(reg_max=8)) == (
+        f'{AT}: bins per box side (bbox_head.reg_max + 1) differ: student 17, teacher 9, expected '
+        "the same. Set model.bbox_head.reg_max to the teacher's."
+    )
+
+
+def test_class_scores_can_be_distilled_between_other_numbers_of_bins() -> None:
+    teacher = dict(config=dict(model=tiny_gfl(reg_max=8)), checkpoint=None)
+    model = build(tiny_distilled(teacher, dict(kd=ld_kd['kd'])))
+    assert losses(model, batch())['loss_kd'] > 0
+
+
+def teacher_named(*classes: str) -> dict:
+    return dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=classes)
+
+
+@pytest.mark.parametrize('classes', [('circle', 'square', 'moon'), ('square', 'circle', 'star')])
+def test_other_class_names_stop_the_training_at_its_first_step(
+    classes: tuple, tmp_path: Path
+) -> None:
+    model = build(tiny_distilled(teacher_named(*classes), ld_main))
+    runner = tiny_runner(model, tmp_path)
+    found = message(runner.train)
+    assert found.startswith(
+        'model.teacher.checkpoint: the teacher was trained on other classes or '
+    )
+    assert f'teacher {classes}, student {("circle", "square", "star")}' in found
+    assert 'model.teacher.classes' in found
+    assert runner.iter == 0
+
+
+@pytest.mark.parametrize(
+    ('classes', 'distillers'),
+    [(('circle', 'square', 'star'), ld_full), (('moon', 'sun', 'earth'), imitation_everywhere)],
+)
+def test_equal_class_names_and_features_of_other_classes_train(
+    classes: tuple, distillers: dict
+) -> None:
+    dataset_meta = dict(classes=('circle', 'square', 'star'))
+    MessageHub.get_current_instance().update_info('dataset_meta', dataset_meta)
+    model = build(tiny_distilled(teacher_named(*classes), distillers))
+    assert f'loss_{next(iter(distillers))}' in losses(model, batch())
+
+
+def test_batch_without_ground_truth() -> None:
+    everything = dict(
+        ld_full,
+        im_gt=dict(type='FeatureDistiller', region=dict(type='InsideGTRegion')),
+        im_fine=dict(type='FeatureDistiller', region=dict(type='FineGrainedRegion')),
+    )
+    teacher = dict(config=dict(model=tiny_gfl(channels=64)), checkpoint=None)
+    model = build(tiny_distilled(teacher, everything))
+
+    found = losses(model, batch(objects=(0, 0)))
+    for name in everything:
+        assert found[f'loss_{name}'].item() == 0
+    sum(found[f'loss_{name}'] for name in everything).backward()
+
+    for name, parameter in model.named_parameters():
+        # the adapters too: an undefined gradient would stop a distributed training
+        if parameter.grad is not None:
+            assert (parameter.grad == 0).all(), name
+    assert all(p.grad is not None for p in model.distillers.parameters())
+    assert model.bbox_head.gfl_reg.weight.grad is not None
+    assert model.bbox_head.gfl_cls.weight.grad is not None
+
+
+@pytest.mark.parametrize('region', ['EverywhereRegion', 'BackgroundRegion', 'GIRegion'])
+def test_regions_beside_objects_work_without_any(region: str) -> None:
+    distillers = dict(im=dict(type='FeatureDistiller', region=dict(type=region)))
+    found = losses(build(tiny_distilled(distillers=distillers)), batch(objects=(0, 0)))
+    assert found['loss_im'] > 0
+
+
+def test_image_without_ground_truth_beside_one_with() -> None:
+    found = losses(build(tiny_distilled()), batch(objects=(0, 2)))
+    for name in ld_full:
+        assert torch.isfinite(found[f'loss_{name}'])
+        assert found[f'loss_{name}'] > 0
+
+
+def test_boxes_without_area_break_nothing() -> None:
+    data = batch(objects=(2, 1))
+    boxes = data['data_samples'][0].gt_instances.bboxes
+    boxes[0, 2:] = boxes[0, :2]
+    model = build(tiny_distilled())
+    loss, _ = model.parse_losses(losses(model, data))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_no_prior_inside_the_image_is_the_stock_error() -> None:
+    student = tiny_gfl()
+    student.train_cfg.allowed_border = 0  # no anchor of 64 pixels lies within an image of 32
+    model = build(tiny_distilled(student=student))
+    with pytest.raises(ValueError, match='There is no valid anchor inside the image boundary'):
+        losses(model, batch([(32, 32)] * 2, [1, 1]))
