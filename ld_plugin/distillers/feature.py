@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..dense import DistillationContext, HeadSpec
+from ..losses.functional import at_least_float32
 from ..registry import DISTILLERS
 from .base import Distiller
 
@@ -39,8 +40,10 @@ class FeatureDistiller(Distiller):
 
     def distill(self, context: DistillationContext) -> Tensor:
         at = context.select(self.region).cells
+        # the adapter's weights are float32; under mixed precision the features are not
+        features = [at_least_float32(level) for level in context.student.features]
         return self.loss(
-            at.gather([self.adapter(level) for level in context.student.features]),
+            at.gather([self.adapter(level) for level in features]),
             at.gather(context.teacher.features),
             weight=1 / at.mean_level_count,
             avg_factor=1.0,
