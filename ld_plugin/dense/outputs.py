@@ -52,7 +52,8 @@ class DenseOutputs:
 
     Attributes:
         spec: What the maps contain.
-        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid.
+        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid; empty, as
+            ``box_maps``, for a teacher of which only features are asked.
         box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
             predicts distributions.
         features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.

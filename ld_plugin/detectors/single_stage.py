@@ -72,8 +72,8 @@ class DistilledSingleStageDetector(SingleStageDetector):
         self.distillers = build_distillers(distillers, reader.spec, self.teacher.spec)
         self._check_loss_names()
         self.teacher.match_inputs(self.data_preprocessor)
-        self.teacher.keeps_features = any(
-            'features' in distiller.reads_of_teacher for distiller in self.distillers.values()
+        self.teacher.reads = frozenset().union(
+            *(distiller.reads_of_teacher for distiller in self.distillers.values())
         )
         self._class_names_checked = False
 

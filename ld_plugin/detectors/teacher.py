@@ -78,7 +78,9 @@ class FrozenTeacher:
         classes: Names of the classes, in the order of its outputs; None if unknown.
 
     Attributes:
-        keeps_features: Whether the neck's features are kept beside the head's outputs.
+        reads: Which of its outputs are asked for, in the words of
+            :attr:`ld_plugin.distillers.Distiller.reads`; all by default. Features are kept only if
+            they are, and the head runs only if anything else is.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class FrozenTeacher:
                 'single-stage detector.'
             )
         self.classes = classes
-        self.keeps_features = True
+        self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
         self._dtype = PRECISIONS[precision]
         self._model = _for_inference(model, self._dtype)
         self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
@@ -141,6 +143,12 @@ class FrozenTeacher:
     def device(self) -> torch.device:
         return next(self._model.parameters()).device
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its weights and buffers."""
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        return sum(t.numel() * t.element_size() for t in tensors)
+
     def to(self, device: torch.device) -> 'FrozenTeacher':
         """Move to ``device``; the precision stays."""
         if self.device != device:
@@ -169,8 +177,8 @@ class FrozenTeacher:
             images.device.type, self._dtype if low_precision else None, enabled=low_precision
         ):
             features = self._model.extract_feat(images if low_precision else images.float())
-            outs = self._model.bbox_head(features)
-        outputs = self._reader.read(outs, features if self.keeps_features else ())
+            outs = None if self.reads == {'features'} else self._model.bbox_head(features)
+        outputs = self._reader.read(outs, features if 'features' in self.reads else ())
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
         return TeacherOutputs(outputs, torch.stack([m.sum(dtype=torch.float32) for m in maps]))
 

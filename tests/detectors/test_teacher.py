@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin import NonFiniteTeacherError
 from ld_plugin.detectors import FrozenTeacher
-from ld_plugin.recipes import imitation_everywhere, ld_kd, ld_main
+from ld_plugin.recipes import imitation_everywhere, imitation_gi, ld_kd, ld_main
 from tests.models import GFL, batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
 SHAPES = [(128, 160), (96, 128)]
@@ -147,7 +147,7 @@ def test_train_does_not_reach_the_teacher() -> None:
 
 
 def test_teacher_runs_without_autograd() -> None:
-    model = build(tiny_distilled(distillers=imitation_everywhere))
+    model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
     images = model.data_preprocessor(batch(), training=True)['inputs'].requires_grad_()
     outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
     maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
@@ -155,11 +155,18 @@ def test_teacher_runs_without_autograd() -> None:
     assert not any(m.requires_grad for m in maps)
 
 
-def test_features_are_kept_only_where_a_distiller_reads_them() -> None:
+@pytest.mark.parametrize(
+    'distillers, features, maps',
+    [(ld_kd, 0, 5), (imitation_everywhere, 5, 0), (imitation_gi, 5, 5)],
+    ids=['head', 'features', 'features, and the head for the region'],
+)
+def test_only_what_a_distiller_reads_is_computed(
+    distillers: dict, features: int, maps: int
+) -> None:
     images, shapes = images_of(build(tiny_gfl()))
-    for distillers, levels in ((ld_kd, 0), (imitation_everywhere, 5)):
-        outputs = build(tiny_distilled(distillers=distillers)).teacher(images, shapes).outputs
-        assert len(outputs.features) == levels
+    outputs = build(tiny_distilled(distillers=distillers)).teacher(images, shapes).outputs
+    assert len(outputs.features) == features
+    assert len(outputs.class_maps) == len(outputs.box_maps) == maps
 
 
 def test_teacher_moves_with_the_student() -> None:
@@ -169,7 +176,7 @@ def test_teacher_moves_with_the_student() -> None:
 
 
 def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
-    model = build(tiny_distilled(distillers=imitation_everywhere))
+    model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.cuda()
         assert model.teacher.device.type == 'cuda'

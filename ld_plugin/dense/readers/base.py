@@ -83,15 +83,21 @@ class DenseReader(ABC):
     def assignment(self, record: HeadRecorder) -> Assignment:
         """The label assignment out of what was recorded."""
 
-    def read(self, outs: tuple, features: Sequence[Tensor]) -> DenseOutputs:
-        """Wrap the head's raw outputs; nothing is computed but the priors."""
-        class_maps, box_maps = self.maps(outs)
+    def read(self, outs: tuple | None, features: Sequence[Tensor]) -> DenseOutputs:
+        """Wrap the head's raw outputs; nothing is computed but the priors.
+
+        Args:
+            outs: What the head's forward returned; None if it did not run, for the features alone.
+            features: The neck's levels; may be empty if the head ran.
+        """
+        class_maps, box_maps = ((), ()) if outs is None else self.maps(outs)
+        levels = class_maps or features
         return DenseOutputs(
             spec=self.spec,
             class_maps=class_maps,
             box_maps=box_maps,
             features=features,
-            priors=self.priors([m.shape[-2:] for m in class_maps], class_maps[0].device),
+            priors=self.priors([m.shape[-2:] for m in levels], levels[0].device),
             decoder=self._decode_in_float32,
         )
 
