@@ -1,0 +1,111 @@
+"""The speed measurement: what its table and file hold, and that its memory accounting adds up."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import benchmark_speed as benchmark  # noqa: E402
+
+OPTIONS = '--teacher 18 --channels 32 --size 64 --rounds 2 --threads 1 --recipes ld_full'
+FP32, BF16 = 'ld_full, fp32', 'ld_full, bf16'
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The file that a run in small writes."""
+    path = tmp_path_factory.mktemp('speed') / 'speed.json'
+    assert benchmark.main([*OPTIONS.split(), '--json', str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope='module')
+def steps(results: dict) -> dict[str, dict]:
+    return {row['name']: row for row in results['steps']}
+
+
+def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
+    teachers = ['teacher, eager fp32', 'teacher, fp32', 'teacher, bf16']
+    assert sorted(steps) == sorted(
+        ['student alone', 'floor', 'mmdet LDHead', FP32, BF16, *teachers]
+    )
+    for row in steps.values():
+        assert all(row['milliseconds'][clock] > 0 for clock in ('wall', 'processor'))
+    assert steps['floor']['to_floor'] == {'wall': 1, 'processor': 1}
+    assert steps['mmdet LDHead']['to_ld_head'] == {'wall': 1, 'processor': 1}
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine got ten times slower halfway; the ratio is 2 throughout."""
+    fast = torch.tensor([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]).numpy()
+    cases = [
+        benchmark.Case(name, torch.nn.Identity(), None, 0, seconds=list(map(tuple, seconds)))
+        for name, seconds in (
+            (benchmark.ALONE, fast),
+            (benchmark.FLOOR, fast),
+            (benchmark.LD_HEAD, 2 * fast[::-1]),
+            ('recipe', 2 * fast),
+        )
+    ]
+    for case in cases:
+        case.peak = 1
+    recipe = benchmark.summary(cases)[-1]
+    assert recipe['milliseconds'] == {'wall': 2000, 'processor': 2000}
+    assert recipe['to_floor'] == {'wall': 2, 'processor': 2}
+    assert recipe['to_ld_head'] == {'wall': 1, 'processor': 1}
+
+
+def test_memory_adds_up(steps: dict[str, dict]) -> None:
+    alone, fp32, bf16 = steps['student alone'], steps[FP32], steps[BF16]
+    weights = fp32['teacher_megabytes']
+    assert 40 < weights < 50  # 11 million of the backbone, and a narrow neck and head
+    assert 0.5 * weights < bf16['teacher_megabytes'] < 0.55 * weights
+    assert alone['teacher_megabytes'] == 0
+    # a student of equal size keeps weights and gradients, so it needs at least twice its weights
+    assert alone['peak_megabytes'] > 1.9 * weights
+    for row in (fp32, bf16, steps['mmdet LDHead']):
+        total = alone['peak_megabytes'] + row['teacher_megabytes']
+        assert row['peak_to_budget'] == pytest.approx(row['peak_megabytes'] / total)
+        assert 0.95 < row['peak_to_budget'] < 1.1
+    assert steps['teacher, fp32']['peak_to_budget'] is None
+
+
+def test_peak_counts_what_is_alive_at_once() -> None:
+    before = torch.zeros(1_000_000)
+
+    def run() -> None:
+        first = before + 1  # 4 MB
+        second = first * 2  # 8 MB
+        del first
+        (second + 3).sum().item()  # 8 MB
+
+    assert benchmark.peak_of(run, torch.device('cpu')) == pytest.approx(8e6, rel=1e-3)
+
+
+def test_region_is_compared_at_full_size(results: dict) -> None:
+    region = results['region']
+    assert (region['priors'], region['ground_truths']) == (22400, 50)
+    for clock, speedup in region['speedup'].items():
+        assert region['milliseconds'][clock] < region['sorting_milliseconds'][clock]
+        assert speedup > 1
+
+
+def test_table_has_a_line_per_case(results: dict) -> None:
+    lines = benchmark.table(results['steps'], results['region']).splitlines()
+    for row in results['steps']:
+        line = next(line for line in lines if line.startswith(f'{row["name"]}  '))
+        assert f'{row["milliseconds"]["wall"]:.1f}' in line
+        assert f'{row["to_floor"]["processor"]:.3f}' in line
+    assert any('22400 priors x 50 ground truths' in line for line in lines)
+
+
+def test_every_recipe_is_a_choice() -> None:
+    assert {'ld_main', 'ld_kd', 'ld_full', 'ld_voc', 'imitation_gi'} <= set(benchmark.RECIPES)
+    assert benchmark.parse_args([]).recipes == list(benchmark.RECIPES)
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(['--recipes', 'ld_ful'])

@@ -1,0 +1,439 @@
+"""Measure what one training step with a teacher costs, in time and memory.
+
+    python tools/benchmark_speed.py [--recipes ld_full] [--rounds 15] [--json speed.json]
+
+One process builds every way to train the same student on the same images and runs them in turn, in
+another order each round. Every ratio is taken within a round, so that what disturbs the machine for
+a while disturbs both sides of it; the tables show medians over the rounds. A step is the forward
+pass, the losses and the backward pass. The ways are:
+
+    student alone       the stock detector
+    teacher, ...        its forward pass: the stock detector in eager fp32, and the plugin's
+    floor               the stock teacher's forward pass, then the student's step
+    mmdet LDHead        the distilled detector of mmdet, which does main LD only
+    ld_full, fp32 ...   each recipe of `ld_plugin.recipes` with each teacher
+
+The peak memory of a step is that of the weights and of everything allocated during the step. It is
+compared with the sum of the student's peak and the teacher's weights.
+
+On a machine that is busy with other things, go by processor time, with OMP_WAIT_POLICY=PASSIVE in
+the environment, so that threads which wait for each other do not count as work.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.models.task_modules.prior_generators import AnchorGenerator
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine import ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from ld_plugin import recipes
+from ld_plugin.regions.geometry import valuable_localization_region
+
+STOCK = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
+RECIPES = {
+    name: value
+    for name, value in vars(recipes).items()
+    if isinstance(value, dict) and not name.startswith('_')
+}
+PRECISIONS = ('fp32', 'bf16')
+ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
+OBJECTS = 8  # per image
+MEGABYTE = 1e6
+CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
+_PROGRESS = dict(console=Console(stderr=True))
+
+
+@dataclass
+class Case:
+    """One way to train, or a part of it.
+
+    Attributes:
+        name: Its row in the table.
+        model: Whose gradients a step leaves behind.
+        run: One step.
+        weights: Bytes of the weights it keeps, those of the teacher included.
+        teacher_weights: Bytes of the teacher's among them.
+        seconds: Per round, on each of the CLOCKS.
+        peak: Bytes at the peak of a step.
+    """
+
+    name: str
+    model: nn.Module
+    run: Callable[[], Any]
+    weights: int
+    teacher_weights: int = 0
+    seconds: list[tuple[float, ...]] = field(default_factory=list)
+    peak: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images (N, 3, H, W), and samples with ground truth."""
+
+    images: Tensor
+    samples: list[DetDataSample]
+
+    @classmethod
+    def random(cls, size: int, number: int, device: torch.device) -> 'Batch':
+        """Noise with objects between a tenth and six tenths of the image's side."""
+        generator = torch.Generator().manual_seed(0)
+        samples = []
+        for _ in range(number):
+            extent = size * 0.1 * 6 ** torch.rand(OBJECTS, 2, generator=generator)
+            corner = torch.rand(OBJECTS, 2, generator=generator) * (size - extent)
+            sample = DetDataSample(
+                metainfo=dict(
+                    img_shape=(size, size), pad_shape=(size, size), batch_input_shape=(size, size)
+                )
+            )
+            sample.gt_instances = InstanceData(
+                bboxes=torch.cat([corner, corner + extent], dim=1),
+                labels=torch.randint(0, 80, (OBJECTS,), generator=generator),
+            )
+            samples.append(sample.to(device))
+        return cls(torch.randn(number, 3, size, size, generator=generator).to(device), samples)
+
+
+def detector(depth: int, channels: int, model: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The ``model`` of a GFL of another depth and width; by default over the stock R-50."""
+    model = ConfigDict(model or get_config(STOCK).model)
+    widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+    model.backbone.update(depth=depth, init_cfg=None)
+    model.neck.update(in_channels=widths, out_channels=channels)
+    model.bbox_head.update(in_channels=channels, feat_channels=channels)
+    return model
+
+
+class Bench:
+    """Builds the cases. They share the student, so its weights are there only once.
+
+    Args:
+        args: The command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = torch.device(args.device)
+        self.batch = Batch.random(args.size, args.batch, self.device)
+        self.student = self._build(detector(args.student, args.channels))
+        self.eager = self._build(detector(args.teacher, args.channels)).eval()
+
+    def cases(self) -> Iterator[Case]:
+        """All cases, each built when it is asked for."""
+        student, teacher = num_bytes(self.student), num_bytes(self.eager)
+        yield Case(ALONE, self.student, lambda: self._step(self.student), student)
+        yield Case('teacher, eager fp32', self.eager, self._look, teacher, teacher)
+        yield Case(FLOOR, self.student, self._look_and_step, student + teacher, teacher)
+        ld_head = self._ld_head()
+        yield Case(LD_HEAD, ld_head, lambda: self._step(ld_head), student + teacher, teacher)
+        for precision in PRECISIONS:
+            for index, name in enumerate(self.args.recipes):
+                model = self._distilled(RECIPES[name], precision)
+                if index == 0:
+                    yield self._plugin_teacher(model, precision)
+                weights = model.teacher.num_bytes
+                yield Case(
+                    f'{name}, {precision}',
+                    model,
+                    lambda model=model: self._step(model),
+                    num_bytes(model) + weights,
+                    weights,
+                )
+
+    def _plugin_teacher(self, model: nn.Module, precision: str) -> Case:
+        weights = model.teacher.num_bytes
+        shapes = [sample.img_shape for sample in self.batch.samples]
+        return Case(
+            f'teacher, {precision}',
+            model,
+            lambda: model.teacher(self.batch.images, shapes),
+            weights,
+            weights,
+        )
+
+    def _build(self, model: Mapping[str, Any]) -> nn.Module:
+        torch.manual_seed(0)
+        built = MODELS.build(model).to(self.device)
+        built.train()  # mmdet's LD detector returns None here
+        return built
+
+    def _ld_head(self) -> nn.Module:
+        model = detector(self.args.student, self.args.channels, get_config(STOCK_LD).model)
+        teacher = detector(self.args.teacher, self.args.channels)
+        model.update(teacher_config=dict(model=teacher), teacher_ckpt=None)
+        built = self._build(model)
+        built.teacher_model = self.eager
+        return built
+
+    def _distilled(self, distillers: Mapping[str, Any], precision: str) -> nn.Module:
+        model = detector(self.args.student, self.args.channels)
+        teacher = detector(self.args.teacher, self.args.channels)
+        model.update(
+            type='DistilledSingleStageDetector',
+            teacher=dict(config=dict(model=teacher), checkpoint=None, precision=precision),
+            distillers=distillers,
+        )
+        built = self._build(model)
+        for part in ('backbone', 'neck', 'bbox_head'):
+            setattr(built, part, getattr(self.student, part))
+        return built
+
+    @torch.no_grad()
+    def _look(self) -> tuple:
+        return self.eager.bbox_head(self.eager.extract_feat(self.batch.images))
+
+    def _look_and_step(self) -> None:
+        seen = self._look()
+        self._step(self.student)
+        del seen  # a step that learns from it keeps it until here
+
+    def _step(self, model: nn.Module) -> None:
+        losses = model.loss(self.batch.images, self.batch.samples)
+        model.parse_losses(losses)[0].backward()
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def peak_of(run: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that were allocated at once during ``run`` in addition to those before."""
+    if device.type == 'cuda':
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'trace.json')
+        profile.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text())['traceEvents']
+    events = sorted((e for e in trace if e['name'] == '[memory]'), key=lambda e: e['ts'])
+    allocated = peak = 0
+    for event in events:
+        allocated += event['args']['Bytes']
+        peak = max(peak, allocated)
+    return peak
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, ...]:
+    """Seconds that ``run`` takes on each of the CLOCKS."""
+    _synchronize(device)
+    start = [clock() for clock in CLOCKS.values()]
+    run()
+    _synchronize(device)
+    return tuple(clock() - before for clock, before in zip(CLOCKS.values(), start, strict=True))
+
+
+def measure(cases: Sequence[Case], device: torch.device, rounds: int) -> None:
+    """Fill in the cases' peaks and seconds; their first run counts for neither."""
+    for case in track(cases, 'memory', **_PROGRESS):
+        case.run()
+        case.model.zero_grad()
+        case.peak = case.weights + peak_of(case.run, device)
+        case.model.zero_grad()
+    order = random.Random(0)
+    for _ in track(range(rounds), 'rounds', **_PROGRESS):
+        for case in order.sample(cases, len(cases)):
+            case.seconds.append(timed(case.run, device))
+            case.model.zero_grad()
+
+
+def medians(rounds: np.ndarray) -> dict[str, float]:
+    """Median over the rounds, (rounds, clocks), for each of the CLOCKS."""
+    return dict(zip(CLOCKS, np.median(rounds, axis=0).tolist(), strict=True))
+
+
+def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """One row per case: times, ratios and memory; None where a row has no such thing."""
+    seconds = {case.name: np.array(case.seconds) for case in cases}
+    alone = next(case for case in cases if case.name == ALONE)
+    return [
+        dict(
+            name=case.name,
+            milliseconds=medians(1e3 * seconds[case.name]),
+            to_floor=medians(seconds[case.name] / seconds[FLOOR]),
+            to_ld_head=medians(seconds[case.name] / seconds[LD_HEAD]),
+            peak_megabytes=case.peak / MEGABYTE,
+            teacher_megabytes=case.teacher_weights / MEGABYTE,
+            peak_to_budget=(
+                None
+                if case.name.startswith('teacher')
+                else case.peak / (alone.peak + case.teacher_weights)
+            ),
+        )
+        for case in cases
+    ]
+
+
+def region_by_sorting(priors: Tensor, gt_bboxes: Tensor, num_level_priors: Sequence[int]) -> Tensor:
+    """The valuable localization region from sorted levels and all P x G overlaps.
+
+    What :func:`ld_plugin.regions.geometry.valuable_localization_region` is compared with: the same
+    result, computed in the direct way.
+    """
+    iou = bbox_overlaps(priors, gt_bboxes)
+    covered = bbox_overlaps(priors, gt_bboxes, mode='iof')
+    centre = (priors[:, None, :2] + priors[:, None, 2:] - gt_bboxes[:, :2] - gt_bboxes[:, 2:]) / 2
+    distance = centre.square().sum(-1)
+    nearest, start = [], 0
+    for level in distance.split(list(num_level_priors)):
+        nearest.append(level.sort(dim=0).indices[:9] + start)
+        start += level.shape[0]
+    candidates = iou.gather(0, torch.cat(nearest))
+    threshold = candidates.mean(0) + candidates.std(0)
+    corner = torch.maximum(priors[:, None, 2:], gt_bboxes[:, 2:])
+    diagonal = corner - torch.minimum(priors[:, None, :2], gt_bboxes[:, :2])
+    overlap = covered - distance / diagonal.square().sum(-1)
+    inside = (overlap >= 0.25 * threshold) & (overlap < threshold)
+    return iou.where(inside, 0).max(dim=1).values
+
+
+def region_inputs(device: torch.device) -> tuple[Tensor, Tensor, list[int]]:
+    """22 400 priors (P, 4) of 800 x 1344 pixels, 50 ground truths (G, 4), priors per level."""
+    generator = torch.Generator().manual_seed(0)
+    extent = 12 * 30 ** torch.rand(50, 2, generator=generator)
+    centre = torch.rand(50, 2, generator=generator) * torch.tensor([1344, 800])
+    gt_bboxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1).to(device)
+    anchors = AnchorGenerator(
+        strides=[8, 16, 32, 64, 128], ratios=[1.0], octave_base_scale=8, scales_per_octave=1
+    )
+    levels = anchors.grid_priors([(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)], device=device)
+    return torch.cat(levels), gt_bboxes, [len(level) for level in levels]
+
+
+def measure_region(device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time the valuable localization region of one image.
+
+    Raises:
+        AssertionError: The two ways disagree.
+    """
+    inputs = region_inputs(device)
+    functions = (valuable_localization_region, region_by_sorting)
+    torch.testing.assert_close(*(function(*inputs) for function in functions))
+    seconds = [
+        [timed(lambda function=function: function(*inputs), device) for function in functions]
+        for _ in track(range(rounds), 'region', **_PROGRESS)
+    ]
+    ours, sorting = np.array(seconds).swapaxes(0, 1)
+    return dict(
+        priors=inputs[0].shape[0],
+        ground_truths=inputs[1].shape[0],
+        milliseconds=medians(1e3 * ours),
+        sorting_milliseconds=medians(1e3 * sorting),
+        speedup=medians(sorting / ours),
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]], region: Mapping[str, Any]) -> str:
+    """The results as text."""
+    clock_titles = ''.join(f'{"ms":>10}{"x floor":>9}{"x LDHead":>9}' for _ in CLOCKS)
+    lines = [
+        ' ' * 28 + ''.join(f'{name + " time":>28}' for name in CLOCKS) + f'{"peak memory, MB":>30}',
+        ' ' * 28 + clock_titles + f'{"step":>10}{"teacher":>9}{"x sum":>9}',
+    ]
+    for row in rows:
+        times = ''.join(
+            f'{row["milliseconds"][c]:10.1f}{row["to_floor"][c]:9.3f}{row["to_ld_head"][c]:9.3f}'
+            for c in CLOCKS
+        )
+        share = '' if row['peak_to_budget'] is None else f'{row["peak_to_budget"]:.3f}'
+        lines.append(
+            f'{row["name"]:28}{times}{row["peak_megabytes"]:10.1f}'
+            f'{row["teacher_megabytes"]:9.1f}{share:>9}'
+        )
+    found = ', '.join(
+        f'{region["milliseconds"][c]:.1f} ms of {c} time, by sorting '
+        f'{region["sorting_milliseconds"][c]:.1f} ms ({region["speedup"][c]:.1f} x)'
+        for c in CLOCKS
+    )
+    return '\n'.join(lines) + (
+        f"\n\nx sum: over the peak of the student alone plus the teacher's weights\n"
+        f'valuable localization region, {region["priors"]} priors x {region["ground_truths"]} '
+        f'ground truths: {found}'
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    depths = (18, 34, 50, 101)
+    add('--teacher', type=int, default=50, choices=depths, help="depth of the teacher's ResNet")
+    add('--student', type=int, default=18, choices=depths, help="depth of the student's ResNet")
+    add('--channels', type=int, default=256, help='of neck and heads (default: 256, the stock)')
+    add('--size', type=int, default=320, help='height and width in pixels (default: 320)')
+    add('--batch', type=int, default=2, help='images per step (default: 2)')
+    add('--rounds', type=int, default=15, help='(default: 15)')
+    add('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: cpu)')
+    add('--threads', type=int, default=2, help='of the processor (default: 2)')
+    add(
+        '--recipes',
+        nargs='+',
+        default=list(RECIPES),
+        choices=list(RECIPES),
+        metavar='NAME',
+        help=f'of {", ".join(RECIPES)} (default: all)',
+    )
+    add('--json', type=Path, metavar='OUT', help='also write the results here')
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parse_args(args)
+    torch.set_num_threads(options.threads)
+    init_default_scope('mmdet')
+    warnings.filterwarnings('ignore', message='model.teacher.checkpoint is None')
+    load = os.getloadavg()
+    bench = Bench(options)
+    number = 4 + len(PRECISIONS) * (len(options.recipes) + 1)
+    cases = list(track(bench.cases(), 'building', number, **_PROGRESS))
+    measure(cases, bench.device, options.rounds)
+    results = dict(
+        settings={key: value for key, value in vars(options).items() if key != 'json'},
+        load=dict(before=load, after=os.getloadavg()),
+        torch=torch.__version__,
+        steps=summary(cases),
+        region=measure_region(bench.device, options.rounds),
+    )
+    print(table(results['steps'], results['region']))
+    print(f'load of the machine (running processes): {load[0]:.1f} to {os.getloadavg()[0]:.1f}')
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
