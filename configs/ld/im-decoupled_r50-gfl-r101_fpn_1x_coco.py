@@ -1,0 +1,9 @@
+# Decoupled feature imitation (DeFeat): objects and background.
+_base_ = '../_base_/gfl_1x_coco.py'
+from ld_plugin.recipes import imitation_decoupled
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto'),
+    distillers=imitation_decoupled,
+)

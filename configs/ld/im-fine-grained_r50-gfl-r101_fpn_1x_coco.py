@@ -1,0 +1,9 @@
+# Fine-grained feature imitation.
+_base_ = '../_base_/gfl_1x_coco.py'
+from ld_plugin.recipes import imitation_fine_grained
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto'),
+    distillers=imitation_fine_grained,
+)

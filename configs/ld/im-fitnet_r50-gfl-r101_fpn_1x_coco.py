@@ -1,0 +1,9 @@
+# Feature imitation on whole maps (FitNets).
+_base_ = '../_base_/gfl_1x_coco.py'
+from ld_plugin.recipes import imitation_everywhere
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto'),
+    distillers=imitation_everywhere,
+)

@@ -1,0 +1,9 @@
+# Main LD only.
+_base_ = '../_base_/gfl_r101_ms-2x_coco.py'
+from ld_plugin.recipes import ld_main
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::gfl/gfl_r101-dconv-c3-c5_fpn_ms-2x_coco.py', checkpoint='auto'),
+    distillers=ld_main,
+)

@@ -1,0 +1,443 @@
+"""`configs/`: every config is built and trained, shrunk by overrides as a command line gives them.
+
+What stays of a config: its depth, its classes, its losses, its recipe, its schedule, its pipelines
+and the names of its data files. What is overridden: channels, image sizes, batch size, pretrained
+weights, and the root of the data, which is made of handwritten digits under the config's class
+names.
+"""
+
+import copy
+import functools
+import importlib.util
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mmdet
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ld_plugin import recipes
+from ld_plugin.detectors.checkpoint import load_checkpoint_file
+from ld_plugin.detectors.model_config import (
+    published_checkpoint,
+    read_config,
+    student_model,
+)
+from ld_plugin.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / 'configs'
+SIZE = (160, 120)
+STAGE_CHANNELS = {18: 8, 34: 8, 50: 32, 101: 32}
+MILESTONES = {4: [3], 12: [8, 11], 24: [16, 22]}
+
+
+def _configs(folder: str = '*') -> list[str]:
+    """Names of the configs to train with, as 'folder/file.py'; `_base_` holds parts of them."""
+    files = sorted(CONFIGS.glob(f'{folder}/*.py'))
+    return [str(f.relative_to(CONFIGS)) for f in files if f.parent.name != '_base_']
+
+
+@functools.cache
+def _read(name: str) -> Config:
+    """To look at; stock names are read too."""
+    return read_config(name if '::' in name else CONFIGS / name)
+
+
+def _load(name: str) -> Config:
+    return copy.deepcopy(_read(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return _read(name).model.to_dict()
+
+
+ALL = _configs()
+
+
+# --- data under the names that a config expects ---------------------------------------------------
+
+
+def _tool(name: str) -> ModuleType:
+    """Tools are no package, so the file is imported by its path."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rename_classes(digits: Path, out: Path, classes: Sequence[str]) -> None:
+    """Write the annotations again, digit i being class i (modulo their number)."""
+    for file in (digits / 'annotations').glob('*.json'):
+        coco = json.loads(file.read_text())
+        label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
+        coco['categories'] = [{'id': i + 1, 'name': name} for i, name in enumerate(classes)]
+        for annotation in coco['annotations']:
+            label = label_of[annotation['category_id']] % len(classes)
+            annotation['category_id'] = label + 1
+        (out / 'annotations' / file.name).write_text(json.dumps(coco))
+    names = dict(zip(_tool('make_digits').CLASSES, itertools.cycle(classes), strict=False))
+    for file in (digits / 'Annotations').glob('*.xml'):
+        text = re.sub(
+            '<name>(.*?)</name>', lambda m: f'<name>{names[m.group(1)]}</name>', file.read_text()
+        )
+        (out / 'Annotations' / file.name).write_text(text)
+
+
+def _add_known_names(out: Path) -> None:
+    """The names of COCO's and VOC's files, beside those of `tools/make_digits.py`."""
+    for split, name in (('train', 'train2017'), ('val', 'val2017')):
+        (out / name).symlink_to(out / 'JPEGImages')
+        (out / f'annotations/instances_{name}.json').symlink_to(out / f'annotations/{split}.json')
+    (out / 'ImageSets/Main/trainval.txt').symlink_to(out / 'ImageSets/Main/train.txt')
+    for year in ('VOC2007', 'VOC2012'):
+        (out / year).symlink_to(out)
+
+
+@pytest.fixture(scope='module')
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
+    """Gives a folder of annotated images for a list of class names, in COCO's and VOC's layout."""
+    made: dict[tuple[str, ...], Path] = {}
+    root = tmp_path_factory.mktemp('data')
+    digits = _tool('make_digits').make_digits(
+        root / 'digits',
+        dict(train=4, val=2, test=2),
+        SIZE,
+        max_digits=3,
+        min_height=48,  # the VOC configs ignore objects below 32 px
+        max_height=72,
+    )
+
+    def folder(classes: Sequence[str]) -> Path:
+        key = tuple(classes)
+        if key not in made:
+            out = made[key] = root / str(len(made))
+            (out / 'annotations').mkdir(parents=True)
+            (out / 'Annotations').mkdir()
+            (out / 'ImageSets').mkdir()
+            (out / 'JPEGImages').symlink_to(digits / 'JPEGImages')
+            (out / 'ImageSets/Main').mkdir()
+            for file in (digits / 'ImageSets/Main').glob('*.txt'):
+                (out / 'ImageSets/Main' / file.name).write_text(file.read_text())
+            _rename_classes(digits, out, classes)
+            _add_known_names(out)
+        return made[key]
+
+    return folder
+
+
+# --- overrides ------------------------------------------------------------------------------------
+
+
+def _mappings(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dict in a part of a config, with its dotted key."""
+    if isinstance(value, Mapping):
+        yield key, value
+        for name, item in value.items():
+            yield from _mappings(item, f'{key}.{name}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _mappings(item, f'{key}.{index}')
+
+
+def _classes(dataset: Mapping[str, Any]) -> Sequence[str]:
+    metainfo = dataset.get('metainfo') or DATASETS.get(dataset['type']).METAINFO
+    return metainfo['classes']
+
+
+def _loader_overrides(cfg: Config, key: str, data_folder: Callable) -> dict[str, Any]:
+    """Four images in batches of two, small, from generated data."""
+    found = list(_mappings(cfg[key], key))
+    datasets = [(k, node) for k, node in found if 'ann_file' in node]
+    changes = {f'{key}.batch_size': 2, f'{key}.num_workers': 0, f'{key}.persistent_workers': False}
+    for k, node in datasets:
+        changes[f'{k}.data_root'] = str(data_folder(_classes(node)))
+        changes[f'{k}.indices'] = 4 // len(datasets)
+    for k, node in found:
+        if node.get('type') == 'Resize':
+            changes[f'{k}.scale'] = (128, 96)
+        elif node.get('type') == 'RandomResize':
+            changes[f'{k}.scale'] = [(128, 96), (160, 120)]
+        elif node.get('type') == 'RepeatDataset':
+            changes[f'{k}.times'] = 1
+    return changes
+
+
+def _narrow(model: Mapping[str, Any]) -> dict[str, Any]:
+    first = STAGE_CHANNELS[model['backbone']['depth']]
+    return {
+        'model.backbone.init_cfg': None,
+        'model.backbone.base_channels': 8,
+        'model.neck.in_channels': [first, 2 * first, 4 * first, 8 * first],
+        'model.neck.out_channels': 32,  # the head's group norm has 32 groups
+        'model.bbox_head.in_channels': 32,
+        'model.bbox_head.feat_channels': 32,
+        'model.bbox_head.stacked_convs': 1,
+    }
+
+
+def _teacher_overrides(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    config = _load(teacher['config'])
+    config.merge_from_dict(_narrow(config.model))
+    whole = dict(model=config.model.to_dict(), default_scope='mmdet', _delete_=True)
+    return {'model.teacher.config': whole, 'model.teacher.checkpoint': None}
+
+
+def _shrink(cfg: Config, data_folder: Callable, work_dir: Path) -> Config:
+    """Two iterations of the config on two CPU cores."""
+    cfg.merge_from_dict(_narrow(cfg.model))
+    if 'teacher' in cfg.model:
+        cfg.merge_from_dict(_teacher_overrides(cfg.model.teacher))
+    for key in ('train_dataloader', 'val_dataloader'):
+        cfg.merge_from_dict(_loader_overrides(cfg, key, data_folder))
+    if 'ann_file' in cfg.val_evaluator:
+        dataset = cfg.val_dataloader.dataset
+        file = str(Path(dataset.data_root, dataset.ann_file))
+        cfg.merge_from_dict({'val_evaluator.ann_file': file})
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(work_dir),
+            train_cfg=dict(max_epochs=1, val_begin=2),  # test_validates does it where it differs
+            default_hooks=dict(checkpoint=None),
+            log_level='WARNING',
+            randomness=dict(seed=0),
+        )
+    )
+    return cfg
+
+
+# --- every config trains --------------------------------------------------------------------------
+
+
+class _Watch(Hook):
+    """Keeps the initial weights and the losses of every iteration."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        self.initial = {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.losses.append({name: float(value.detach()) for name, value in outputs.items()})
+
+
+def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], part: str) -> bool:
+    weights = [k for k in before if k.startswith(part) and k.endswith('.weight')]
+    return any(not torch.equal(before[k], after[k]) for k in weights)
+
+
+@pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
+@pytest.mark.parametrize('name', ALL)
+def test_trains_two_iterations(name: str, data_folder: Callable, tmp_path: Path) -> None:
+    cfg = _shrink(_load(name), data_folder, tmp_path)
+    runner, watch = Runner.from_cfg(cfg), _Watch()
+    runner.register_hook(watch)
+    runner.train()
+
+    dataset = runner.train_dataloader.dataset
+    assert cfg.model.bbox_head.num_classes == len(dataset.metainfo['classes'])
+    distillers = list(cfg.model.get('distillers', {}))
+    assert len(watch.losses) == 2
+    for losses in watch.losses:
+        expected = ['loss_cls', 'loss_bbox', 'loss_dfl', *(f'loss_{key}' for key in distillers)]
+        assert [loss for loss in losses if loss.startswith('loss_')] == expected
+        assert all(torch.tensor(value).isfinite() for value in losses.values())
+        assert all(losses[f'loss_{key}'] > 0 for key in distillers)
+
+    state = runner.model.state_dict()
+    for part in ('backbone', 'neck', 'bbox_head'):
+        assert _changed(watch.initial, state, part)
+    stock = MODELS.build(student_model(cfg) | dict(type='GFL'))
+    stock.load_state_dict(state, strict=True)
+
+
+VALIDATED = [
+    ('ld/ld_r18-gfl-r101_fpn_1x_coco.py', ['coco/bbox_mAP', 'coco/bbox_mAP_50']),
+    ('ld/ld_r18-gfl-r101_fpn_4e_voc0712.py', ['pascal_voc/mAP', 'pascal_voc/AP75']),
+    ('bccd/ld_r18-gfl-r34_fpn_12e_bccd.py', ['pascal_voc/mAP', 'pascal_voc/AP75']),
+]
+
+
+@pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
+@pytest.mark.parametrize(('name', 'metrics'), VALIDATED, ids=[name for name, _ in VALIDATED])
+def test_validates(
+    name: str, metrics: Sequence[str], data_folder: Callable, tmp_path: Path
+) -> None:
+    found = Runner.from_cfg(_shrink(_load(name), data_folder, tmp_path)).val()
+    assert set(metrics) <= set(found)
+    assert all(0 <= found[metric] <= 1 for metric in metrics)
+
+
+# --- what the files say ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_dump_reads_back(name: str, tmp_path: Path) -> None:
+    cfg = _load(name)
+    cfg.dump(tmp_path / 'dumped.py')
+    assert Config.fromfile(tmp_path / 'dumped.py').model.to_dict() == cfg.model.to_dict()
+
+
+def test_users_own_config_works_and_survives_dump(tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'\n"
+        'from ld_plugin.recipes import ld_full, ld_main, ld_voc\n'
+        'model = dict(\n'
+        "    type='DistilledSingleStageDetector',\n"
+        "    teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto'),\n"
+        '    distillers=ld_full,\n'
+        ')\n'
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    cfg.dump(tmp_path / 'dumped.py')
+    model = Config.fromfile(tmp_path / 'dumped.py').model.to_dict()
+    assert model == cfg.model.to_dict()
+    assert model['distillers'] == recipes.ld_full
+    assert model['backbone']['depth'] == 50
+    assert cfg.ld_main.to_dict() == recipes.ld_main
+    assert cfg.ld_voc.to_dict() == recipes.ld_voc
+
+
+@pytest.mark.parametrize('folder', ['ld', 'bccd'])
+def test_leaves_are_short(folder: str) -> None:
+    stock_base = 'bccd/gfl_r18_fpn_12e_bccd.py'  # the base of its folder
+    for name in set(_configs(folder)) - {stock_base}:
+        assert len((CONFIGS / name).read_text().splitlines()) < 40, name
+
+
+def test_names_are_unique_for_mim() -> None:
+    """MIM looks for a config by its file name alone, below the whole checkout."""
+    stock = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    names = [path.name for root in (CONFIGS, stock) for path in root.glob('*/*.py')]
+    ours = [path.name for path in CONFIGS.glob('*/*.py')]
+    assert [name for name in ours if names.count(name) > 1] == []
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_every_config_says_what_its_learning_rate_is_for(name: str) -> None:
+    scale = _read(name).auto_scale_lr
+    assert scale.base_batch_size > 0
+    assert scale.enable in (True, False)
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+def _teachers() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name in ALL:
+        if 'teacher' in _model(name):
+            yield name, _model(name)['teacher']
+
+
+def test_stock_teachers_have_a_published_checkpoint() -> None:
+    stock = {t['config'] for _, t in _teachers() if t['checkpoint'] == 'auto'}
+    assert stock  # the COCO ones
+    for config in stock:
+        assert config.startswith('mmdet::')
+        assert re.fullmatch(r'https://\S+\.pth', published_checkpoint(config))
+
+
+def test_own_teachers_are_where_their_config_leaves_them() -> None:
+    own = [(name, t) for name, t in _teachers() if t['checkpoint'] != 'auto']
+    assert own  # VOC, BCCD, R-18
+    for name, teacher in own:
+        package, config = teacher['config'].split('::')
+        epochs = _read(config).train_cfg.max_epochs
+        assert package == 'ld_plugin'
+        expected = f'work_dirs/{Path(config).stem}/epoch_{epochs}.pth'
+        assert teacher['checkpoint'] == expected, name
+
+
+def test_own_teachers_saw_the_students_data() -> None:
+    for name, teacher in _teachers():
+        config = _read(teacher['config'])
+        assert config.model.bbox_head.num_classes == _model(name)['bbox_head']['num_classes']
+        found, expected = (c.train_dataloader.dataset for c in (config, _read(name)))
+        if teacher['checkpoint'] != 'auto':
+            assert found.to_dict() == expected.to_dict(), name
+
+
+def test_missing_teacher_is_said_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        MODELS.build(_load('bccd/ld_r18-gfl-r34_fpn_12e_bccd.py').model)
+    assert 'work_dirs/gfl_r34_fpn_36e_bccd/epoch_36.pth' in str(error.value)
+    assert 'mim train mmdet-ld-plugin bccd/gfl_r34_fpn_36e_bccd.py' in str(error.value)
+    for _, teacher in _teachers():
+        if teacher['checkpoint'] != 'auto':
+            config = teacher['config'].removeprefix('ld_plugin::')
+            with pytest.raises(ConfigError, match=f'mim train mmdet-ld-plugin {re.escape(config)}'):
+                load_checkpoint_file(teacher['checkpoint'], trained_by=teacher['config'])
+
+
+# --- READMEs --------------------------------------------------------------------------------------
+
+
+def _rows(folder: str, *columns: str) -> list[dict[str, str]]:
+    """Rows of the tables with these columns in a folder's README, without marks of code."""
+    lines = (CONFIGS / folder / 'README.md').read_text().splitlines()
+    rows = []
+    for is_table, block in itertools.groupby(lines, lambda line: line.startswith('|')):
+        if is_table:
+            cells = [[c.strip(' `') for c in line.strip('| ').split('|')] for line in block]
+            table = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+            rows += table if set(columns) <= set(cells[0]) else []
+    return rows
+
+
+@pytest.mark.parametrize('folder', ['ld', 'bccd'])
+def test_readme_lists_every_config_once(folder: str) -> None:
+    rows = _rows(folder, 'config', 'epochs')
+    assert sorted(f'{folder}/{row["config"]}.py' for row in rows) == _configs(folder)
+    for row in rows:
+        assert _read(f'{folder}/{row["config"]}.py').train_cfg.max_epochs == int(row['epochs'])
+
+
+@pytest.mark.parametrize('name', _configs('ld'))
+def test_readme_says_what_the_config_does(name: str) -> None:
+    cfg = _read(name)
+    (row,) = [r for r in _rows('ld', 'config', 'epochs') if r['config'] == Path(name).stem]
+    epochs = int(row['epochs'])
+    assert row['student'] == f'R-{cfg.model.backbone.depth}' + '-DCN' * (
+        'dcn' in cfg.model.backbone
+    )
+    warm_up, steps = cfg.param_scheduler
+    assert (warm_up.type, warm_up.end) == ('LinearLR', 500)
+    assert (steps.type, steps.end) == ('MultiStepLR', epochs)
+    assert steps.milestones == MILESTONES[epochs]
+    losses = list(cfg.model.get('distillers', {}))
+    assert row.get('losses', '').split(', ') == (losses or [''])
+    if losses:
+        (teacher,) = [r for r in _rows('ld', 'weights') if r['teacher'] == row['teacher']]
+        assert cfg.model.teacher.config == teacher['config']
+        assert (cfg.model.teacher.checkpoint == 'auto') == (teacher['weights'] == 'auto')
+
+
+@pytest.mark.parametrize('name', _configs('ld'))
+def test_published_schedule(name: str) -> None:
+    cfg = _read(name)
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.optim_wrapper.optimizer.to_dict() == dict(
+        type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0001
+    )
+    assert cfg.auto_scale_lr.to_dict() == dict(enable=True, base_batch_size=16)
+    if 'voc0712' in name:
+        assert cfg.train_dataloader.dataset.times == 3
+        assert cfg.val_evaluator.iou_thrs == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
