@@ -84,6 +84,22 @@ class DistilledSingleStageDetector(SingleStageDetector):
             batch_inputs: (N, 3, H, W), normalised and padded.
             batch_data_samples: Ground truth and meta information of every image.
         """
+        losses, context = self.observe(batch_inputs, batch_data_samples)
+        losses.update(self._distillation_losses(context))
+        return losses
+
+    def observe(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[dict[str, Any], DistillationContext]:
+        """The stock losses, and what distillers and regions get to see of the same step.
+
+        Without a loss to compute it is for looking: which priors a region selects, or what both
+        models predict there.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised and padded.
+            batch_data_samples: Ground truth and meta information of every image.
+        """
         self._check_class_names()
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader = get_reader(self.bbox_head)
@@ -96,8 +112,7 @@ class DistilledSingleStageDetector(SingleStageDetector):
             assignment=reader.assignment(record),
             gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],
         )
-        losses.update(self._distillation_losses(context))
-        return losses
+        return losses, context
 
     def _distillation_losses(self, context: DistillationContext) -> dict[str, Tensor]:
         with torch.autocast(context.device.type, enabled=False):
