@@ -136,9 +136,9 @@ class TinyDataset(Dataset):
 
     METAINFO = dict(classes=('circle', 'square', 'star'))
 
-    def __init__(self, num_images: int = 4) -> None:
+    def __init__(self, num_images: int = 4, size: int = 64) -> None:
         self.metainfo = dict(self.METAINFO)
-        self.items = [batch([(64, 64)], [2 + i % 3], seed=i) for i in range(num_images)]
+        self.items = [batch([(size, size)], [2 + i % 3], seed=i) for i in range(num_images)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -149,15 +149,20 @@ class TinyDataset(Dataset):
 
 
 def tiny_runner(
-    model: nn.Module | Mapping[str, Any], work_dir: Path, epochs: int = 2, **overrides: Any
+    model: nn.Module | Mapping[str, Any],
+    work_dir: Path,
+    epochs: int = 2,
+    size: int = 64,
+    shuffle: bool = True,
+    **overrides: Any,
 ) -> Runner:
     """An mmengine runner that trains on :class:`TinyDataset` and keeps every epoch's checkpoint."""
     settings = dict(
         train_dataloader=dict(
-            dataset=TinyDataset(),
+            dataset=TinyDataset(size=size),
             batch_size=2,
             num_workers=0,
-            sampler=dict(type='DefaultSampler', shuffle=True),
+            sampler=dict(type='DefaultSampler', shuffle=shuffle),
             collate_fn=dict(type='pseudo_collate'),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),

@@ -1,0 +1,237 @@
+"""Distillation under what mmengine's runner does around a model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import MessageHub
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from torch import nn
+
+from ld_plugin.recipes import imitation_inside_gt, ld_full
+from tests.models import (
+    TinyDataset,
+    batch,
+    build,
+    distillation_loss,
+    losses,
+    tiny_distilled,
+    tiny_gfl,
+    tiny_runner,
+)
+
+WIDE_TEACHER = dict(config=dict(model=tiny_gfl(channels=64)), checkpoint=None)
+EVERYTHING = dict(
+    ld_full,
+    im=dict(imitation_inside_gt['im'], schedule=dict(type='LinearDecaySchedule')),
+)
+# smaller images have a level of one cell before the last; there PyTorch's own convolution (2.10 on
+# CPU, bfloat16, 3 x 3, stride 2) reads uninitialised memory in its backward pass
+LARGE = [(128, 128), (128, 160)]
+KEYS = [f'loss_{name}' for name in EVERYTHING]
+
+
+def distilled(seed: int = 0, **schedules: dict) -> nn.Module:
+    """A student with every kind of distiller, one of them with an adapter and a schedule."""
+    distillers = {
+        k: dict(v, **({'schedule': schedules[k]} if k in schedules else {}))
+        for k, v in EVERYTHING.items()
+    }
+    return build(tiny_distilled(WIDE_TEACHER, distillers), seed)
+
+
+class Recorder(Hook):
+    """Keeps what every iteration reported."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        self.losses.append({name: value.item() for name, value in outputs.items()})
+
+
+def fake_progress() -> None:
+    hub = MessageHub.get_current_instance()
+    hub.update_info('iter', 0)
+    hub.update_info('max_iters', 4)
+
+
+def test_distillation_losses_are_computed_in_float32_under_autocast() -> None:
+    fake_progress()
+    model = distilled()
+    dtypes = []
+    for distiller in model.distillers.values():
+        distiller.register_forward_hook(
+            lambda module, args, out: dtypes.append((out.dtype, torch.is_autocast_enabled('cpu')))
+        )
+    expected = losses(model, batch(LARGE))
+    with torch.autocast('cpu', torch.bfloat16):
+        found = losses(model, batch(LARGE))
+
+    assert found['loss_cls'][0].dtype == torch.float32
+    assert dtypes == [(torch.float32, False)] * 2 * len(EVERYTHING)
+    for name in KEYS:
+        assert not torch.equal(found[name], expected[name]), 'the student ran in bfloat16'
+        torch.testing.assert_close(found[name], expected[name], rtol=0.1, atol=1e-3)
+
+
+def test_amp_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # mmengine asks for a GPU, though all that this precision needs works without
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    recorder = Recorder()
+    optim_wrapper = dict(
+        type='AmpOptimWrapper',
+        dtype='bfloat16',
+        optimizer=dict(type='SGD', lr=0.01),
+        clip_grad=dict(max_norm=35),
+    )
+    runner = tiny_runner(
+        distilled(),
+        tmp_path,
+        optim_wrapper=optim_wrapper,
+        custom_hooks=[recorder],
+        epochs=3,
+        size=128,
+    )
+    runner.train()
+    assert isinstance(runner.optim_wrapper, AmpOptimWrapper)
+    assert len(recorder.losses) == 6
+    assert all(torch.tensor(list(step.values())).isfinite().all() for step in recorder.losses)
+    assert recorder.losses[-1]['loss'] < recorder.losses[0]['loss']
+    assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
+
+
+def test_ema_hook_shares_the_teacher_and_averages_the_student(tmp_path: Path) -> None:
+    ema = EMAHook(momentum=0.5)
+    runner = tiny_runner(distilled(), tmp_path, custom_hooks=[ema])
+    runner.train()
+
+    student, average = runner.model, ema.ema_model.module
+    assert average is not student
+    assert average.teacher is student.teacher
+    differing = [
+        name
+        for name, value in average.state_dict().items()
+        if not torch.equal(value, student.state_dict()[name])
+    ]
+    assert 'bbox_head.gfl_reg.weight' in differing
+    assert 'distillers.im.adapter.weight' in differing
+    data = average.data_preprocessor(batch(), training=False)
+    with torch.no_grad():
+        predictions = average.eval()(**data, mode='predict')
+    assert all(torch.isfinite(p.pred_instances.scores).all() for p in predictions)
+
+    # the hook puts the averaged weights into the checkpoint's state_dict
+    saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert not any(
+        'teacher' in key for part in ('state_dict', 'ema_state_dict') for key in saved[part]
+    )
+    for name, value in average.state_dict().items():
+        assert torch.equal(saved['state_dict'][name], value), name
+
+
+def test_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    def run(folder: Path, epochs: int, seed: int, **options: Any) -> dict[str, torch.Tensor]:
+        # shuffling follows the epoch's number, so it is the same after an interruption; the rest of
+        # a training step has no randomness
+        runner = tiny_runner(
+            distilled(seed),
+            folder,
+            epochs,
+            param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=4),
+            **options,
+        )
+        # what a schedule sees is the length of the whole training, also in the first part
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.train_loop._max_iters = 2 * len(TinyDataset()) // 2
+        runner.train()
+        return runner.model.state_dict()
+
+    whole = run(tmp_path / 'whole', 2, seed=1)
+    interrupted = run(tmp_path / 'parts', 1, seed=1)
+    resumed = run(tmp_path / 'parts', 2, seed=1, resume=True)
+
+    assert any('adapter' in name for name in whole)
+    assert any(not torch.equal(whole[name], interrupted[name]) for name in whole)
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_accumulated_gradients_of_localization_distillation_equal_those_of_the_whole_batch() -> (
+    None
+):
+    # 64 channels, as group norm cannot train on one value per group: one image, one cell
+    model = build(
+        tiny_distilled(
+            WIDE_TEACHER,
+            distillers=dict(ld=ld_full['ld'], ld_vlr=ld_full['ld_vlr']),
+            student=tiny_gfl(channels=64),
+        )
+    )
+    wrapper = OptimWrapper(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01),
+        accumulative_counts=4,
+    )
+    wrapper.initialize_count_status(model, 0, 8)
+    whole = batch([(64, 64)] * 4, [3, 0, 1, 2])
+    distillation_loss(model, whole).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    for image in range(4):
+        part = {key: values[image : image + 1] for key, values in whole.items()}
+        with wrapper.optim_context(model):
+            wrapper.backward(wrapper.scale_loss(distillation_loss(model, part)))
+
+    assert 'bbox_head.gfl_reg.weight' in expected
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            error = (parameter.grad - expected[name]).norm() / expected[name].norm().clamp(
+                min=1e-12
+            )
+            assert error < 1e-4, name
+
+
+def test_weight_schedules_follow_the_runner(tmp_path: Path) -> None:
+    """Frozen weights, so that only the schedule changes a loss between two epochs."""
+    schedules = dict(
+        ld=dict(type='LinearWarmupSchedule', iters=4, start=0.2),
+        ld_vlr=dict(type='ConstantSchedule', value=0.5),
+        kd=dict(type='LinearDecaySchedule', start=1.0, end=0.2),
+    )
+    factors: dict[str, list[float]] = {}
+
+    class Factors(Recorder):
+        def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            for name, distiller in runner.model.distillers.items():
+                factors.setdefault(name, []).append(distiller.schedule.factor())
+            super().after_train_iter(runner, *args, **kwargs)
+
+    recorder = Factors()
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.0))
+    tiny_runner(
+        distilled(**schedules),
+        tmp_path,
+        epochs=4,
+        optim_wrapper=optim_wrapper,
+        custom_hooks=[recorder],
+        shuffle=False,
+    ).train()
+
+    assert factors['ld'] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+    assert factors['ld_vlr'] == [0.5] * 8
+    assert factors['kd'] == pytest.approx([1 - 0.1 * i for i in range(8)])
+    assert factors['im'] == pytest.approx([1 - i / 8 for i in range(8)])
+    for name, values in factors.items():
+        reported = [step[f'loss_{name}'] for step in recorder.losses]
+        for first in (0, 1):  # the two batches of an epoch
+            unscaled = [r / v for r, v in zip(reported[first::2], values[first::2], strict=True)]
+            assert unscaled == pytest.approx([unscaled[0]] * 4, rel=1e-4)
+
+
+def test_schedule_without_a_runner_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r'follows the progress of an mmengine Runner.*Constant'):
+        losses(distilled(), batch())
