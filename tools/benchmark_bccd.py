@@ -9,13 +9,13 @@ the folder holds Annotations, ImageSets/Main and JPEGImages.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
@@ -35,7 +35,7 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One training, with its evaluation.
 
@@ -78,10 +78,9 @@ def main() -> int:
     independent = [teacher, *students.get('alone', [])]
     run_all(independent, args.jobs)
     distilled = [
-        Job(**{**job.__dict__, 'teacher_checkpoint': checkpoint})
-        for name, jobs in students.items()
-        if name != 'alone'
-        for job in jobs
+        dataclasses.replace(job, teacher_checkpoint=checkpoint)
+        for jobs_of_one_seed in zip(*(students[n] for n in students if n != 'alone'), strict=True)
+        for job in jobs_of_one_seed
     ]
     run_all(distilled, args.jobs)
     print(table({'teacher': [teacher]} | students))
