@@ -1,4 +1,5 @@
 """`tools/make_digits.py`: what is in the pictures, and that three formats say the same about it."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -44,8 +45,11 @@ def options() -> object:
 
 def _scenes(options: object, more: int = 0) -> list:
     """The scenes in the folder, and some more of each split."""
-    return [tool.make_scene(options, split, index)
-            for split, count in COUNTS.items() for index in range(count + more)]
+    return [
+        tool.make_scene(options, split, index)
+        for split, count in COUNTS.items()
+        for index in range(count + more)
+    ]
 
 
 def _coco(data: Path, split: str) -> tuple[dict, dict[str, list[dict]]]:
@@ -59,8 +63,11 @@ def _coco(data: Path, split: str) -> tuple[dict, dict[str, list[dict]]]:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 # --- the same again, and apart ------------------------------------------------------------------
@@ -77,8 +84,11 @@ def test_same_options_give_same_bytes(data: Path, tmp_path: Path) -> None:
 def test_counts_of_other_splits_change_nothing(data: Path, tmp_path: Path) -> None:
     fewer = _contents(tool.make_digits(tmp_path / 'fewer', {'train': 2, 'test': 4}, SIZE, seed=3))
     whole = _contents(data)
-    scenes = [name for name in fewer if Path(name).suffix in ('.jpg', '.xml')
-              or 'annfiles' in name or 'test' in name]
+    scenes = [
+        name
+        for name in fewer
+        if Path(name).suffix in ('.jpg', '.xml') or 'annfiles' in name or 'test' in name
+    ]
     assert len(scenes) > 4 * 6
     assert all(fewer[name] == whole[name] for name in scenes)
     assert _coco(tmp_path / 'fewer', 'val')[0]['images'] == []
@@ -202,8 +212,9 @@ def test_formats_agree(data: Path) -> None:
             assert len(anns) == len(objects) == len(lines) > 0
             for ann, obj, line in zip(anns, objects, lines, strict=True):
                 x, y, w, h = ann['bbox']
-                voc = [int(obj.find(f'bndbox/{key}').text)
-                       for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+                voc = [
+                    int(obj.find(f'bndbox/{key}').text) for key in ('xmin', 'ymin', 'xmax', 'ymax')
+                ]
                 assert voc == [x + 1, y + 1, x + w, y + h]
                 *quad, dota_name, difficulty = line.split()
                 assert [float(value) for value in quad] == ann['segmentation'][0]
@@ -229,9 +240,11 @@ def test_stock_data_sets_read_them(data: Path) -> None:
                 assert labels == [ann['category_id'] - 1 for ann in anns]
                 for instance, ann in zip(info['instances'], anns, strict=True):
                     x, y, w, h = ann['bbox']
-                    expected = {'coco': [x, y, x + w, y + h],
-                                'voc': [x, y, x + w - 1, y + h - 1],
-                                'dota': ann['segmentation'][0]}[form]
+                    expected = {
+                        'coco': [x, y, x + w, y + h],
+                        'voc': [x, y, x + w - 1, y + h - 1],
+                        'dota': ann['segmentation'][0],
+                    }[form]
                     assert instance['bbox'] == expected and not instance['ignore_flag']
 
 
@@ -239,10 +252,12 @@ def test_stock_rotated_pipeline_finds_the_angles(data: Path) -> None:
     pytest.importorskip('mmrotate.datasets')
     from mmdet.registry import DATASETS
 
-    pipeline = [dict(type='mmdet.LoadImageFromFile'),
-                dict(type='mmdet.LoadAnnotations', with_bbox=True, box_type='qbox'),
-                dict(type='mmrotate.ConvertBoxType', box_type_mapping=dict(gt_bboxes='rbox')),
-                dict(type='mmdet.PackDetInputs', meta_keys=('img_id', 'img_path'))]
+    pipeline = [
+        dict(type='mmdet.LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, box_type='qbox'),
+        dict(type='mmrotate.ConvertBoxType', box_type_mapping=dict(gt_bboxes='rbox')),
+        dict(type='mmdet.PackDetInputs', meta_keys=('img_id', 'img_path')),
+    ]
     config = tool.dataset_configs(data, 'train')['dota']
     dataset = DATASETS.build(dict(config, pipeline=pipeline))
     _, by_name = _coco(data, 'train')
@@ -336,24 +351,28 @@ def test_copies_where_links_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # --- options -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['--size', '64x320'], 'both sides must be from 96'),
-    (['--size', '320'], 'write WIDTHxHEIGHT'),
-    (['--train', '-1'], '--train must not be negative'),
-    (['--train', 'many'], 'invalid int value'),
-    (['--train', '0', '--val', '0', '--test', '0'], 'nothing to make'),
-    (['--seed', '-5'], '--seed must not be negative'),
-    (['--max-digits', '0'], '--max-digits must be from 1'),
-    (['--min-digits', '9'], '--min-digits 9 is more than --max-digits 8'),
-    (['--min-height', '4'], 'cannot be read'),
-    (['--min-height', '60', '--max-height', '50'], 'is more than --max-height'),
-    (['--max-height', '200'], 'too much for images of 320x240: at most 144'),
-    (['--max-angle', 'nan'], '--max-angle must be from 0 to 180'),
-    (['--max-hidden', '1'], '--max-hidden must be from 0 to 0.9'),
-    (['--quality', '500'], '--quality must be from 10 to 100'),
-])
-def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str],
-                     message: str) -> None:
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--size', '64x320'], 'both sides must be from 96'),
+        (['--size', '320'], 'write WIDTHxHEIGHT'),
+        (['--train', '-1'], '--train must not be negative'),
+        (['--train', 'many'], 'invalid int value'),
+        (['--train', '0', '--val', '0', '--test', '0'], 'nothing to make'),
+        (['--seed', '-5'], '--seed must not be negative'),
+        (['--max-digits', '0'], '--max-digits must be from 1'),
+        (['--min-digits', '9'], '--min-digits 9 is more than --max-digits 8'),
+        (['--min-height', '4'], 'cannot be read'),
+        (['--min-height', '60', '--max-height', '50'], 'is more than --max-height'),
+        (['--max-height', '200'], 'too much for images of 320x240: at most 144'),
+        (['--max-angle', 'nan'], '--max-angle must be from 0 to 180'),
+        (['--max-hidden', '1'], '--max-hidden must be from 0 to 0.9'),
+        (['--quality', '500'], '--quality must be from 10 to 100'),
+    ],
+)
+def test_bad_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture, args: list[str], message: str
+) -> None:
     try:
         status = tool.main([str(tmp_path / 'data'), *args])
     except SystemExit as error:  # argparse's own way out
@@ -385,15 +404,33 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 def test_images_without_digits(tmp_path: Path) -> None:
     out = tool.make_digits(tmp_path / 'data', {'train': 12}, (96, 96), min_digits=0, max_digits=1)
-    empty = [path for path in (out / 'dota' / 'train' / 'annfiles').iterdir()
-             if not path.read_text()]
+    empty = [
+        path for path in (out / 'dota' / 'train' / 'annfiles').iterdir() if not path.read_text()
+    ]
     assert 0 < len(empty) < 12
 
 
 def test_command_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(TOOL), 'data', '--train', '3', '--val', '0', '--test', '0', '--size',
-         '128x96', '--preview', 'sheet.png'], cwd=tmp_path, capture_output=True, text=True)
+        [
+            sys.executable,
+            str(TOOL),
+            'data',
+            '--train',
+            '3',
+            '--val',
+            '0',
+            '--test',
+            '0',
+            '--size',
+            '128x96',
+            '--preview',
+            'sheet.png',
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert '3 images are in' in done.stdout and 'train' in done.stdout
     assert cv2.imread(str(tmp_path / 'sheet.png')).shape == (98, 3 * 130, 3)
