@@ -43,6 +43,7 @@ Each scene has its own stream of random numbers, so the counts of one split chan
 another one, and a longer split begins with the scenes of a shorter one.
 The folder appears under its name only when it is complete.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -134,8 +135,17 @@ def _check_options(options: Options) -> None:
     """Raises `DigitsError` for the first option that cannot be met."""
     o, side = options, min(options.width, options.height)
     whole = {f'--{split}': count for split, count in o.counts.items()}
-    names = ('width', 'height', 'seed', 'min_digits', 'max_digits', 'min_height', 'max_height',
-             'distractors', 'quality')
+    names = (
+        'width',
+        'height',
+        'seed',
+        'min_digits',
+        'max_digits',
+        'min_height',
+        'max_height',
+        'distractors',
+        'quality',
+    )
     whole.update({'--' + name.replace('_', '-'): getattr(o, name) for name in names})
     for name, value in whole.items():
         if not isinstance(value, int) or isinstance(value, bool):
@@ -145,18 +155,28 @@ def _check_options(options: Options) -> None:
     rules = [
         (any(o.counts.values()), 'nothing to make: --train, --val and --test are all 0'),
         (max(o.counts.values()) <= 999_999, 'at most 999999 images per split'),
-        (side >= MIN_SIDE and max(o.width, o.height) <= MAX_SIDE,
-         f'--size {o.width}x{o.height}: both sides must be from {MIN_SIDE} to {MAX_SIDE} px'),
+        (
+            side >= MIN_SIDE and max(o.width, o.height) <= MAX_SIDE,
+            f'--size {o.width}x{o.height}: both sides must be from {MIN_SIDE} to {MAX_SIDE} px',
+        ),
         (1 <= o.max_digits <= 100, f'--max-digits must be from 1 to 100, but is {o.max_digits}'),
-        (o.min_digits <= o.max_digits,
-         f'--min-digits {o.min_digits} is more than --max-digits {o.max_digits}'),
-        (o.min_height >= MIN_DIGIT,
-         f'--min-height {o.min_height}: digits lower than {MIN_DIGIT} px cannot be read'),
-        (o.min_height <= o.max_height,
-         f'--min-height {o.min_height} is more than --max-height {o.max_height}'),
-        (o.max_height <= 0.6 * side,
-         f'--max-height {o.max_height} is too much for images of {o.width}x{o.height}: at most '
-         f'{int(0.6 * side)} (0.6 of the shorter side), so that turned digits fit'),
+        (
+            o.min_digits <= o.max_digits,
+            f'--min-digits {o.min_digits} is more than --max-digits {o.max_digits}',
+        ),
+        (
+            o.min_height >= MIN_DIGIT,
+            f'--min-height {o.min_height}: digits lower than {MIN_DIGIT} px cannot be read',
+        ),
+        (
+            o.min_height <= o.max_height,
+            f'--min-height {o.min_height} is more than --max-height {o.max_height}',
+        ),
+        (
+            o.max_height <= 0.6 * side,
+            f'--max-height {o.max_height} is too much for images of {o.width}x{o.height}: at most '
+            f'{int(0.6 * side)} (0.6 of the shorter side), so that turned digits fit',
+        ),
         (0 <= o.max_angle <= 180, f'--max-angle must be from 0 to 180, but is {o.max_angle}'),
         (0 <= o.max_hidden <= 0.9, f'--max-hidden must be from 0 to 0.9, but is {o.max_hidden}'),
         (o.distractors <= 100, f'--distractors must be at most 100, but is {o.distractors}'),
@@ -243,8 +263,10 @@ def load_scans() -> tuple[np.ndarray, np.ndarray]:
 def load_photos() -> dict[str, np.ndarray]:
     """The sample photographs by file name, (h, w, 3) uint8 BGR."""
     bunch = load_sample_images()
-    return {Path(name).name: np.ascontiguousarray(image[..., ::-1])
-            for name, image in zip(bunch.filenames, bunch.images, strict=True)}
+    return {
+        Path(name).name: np.ascontiguousarray(image[..., ::-1])
+        for name, image in zip(bunch.filenames, bunch.images, strict=True)
+    }
 
 
 @lru_cache(maxsize=4)
@@ -278,8 +300,7 @@ def split_regions(split: str) -> dict[str, tuple[int, int, int, int]]:
 
 def make_scene(options: Options, split: str, index: int) -> Scene:
     """Composes scene `index` of a split; depends on nothing but its arguments."""
-    rng = np.random.default_rng(
-        np.random.SeedSequence((options.seed, SPLITS.index(split), index)))
+    rng = np.random.default_rng(np.random.SeedSequence((options.seed, SPLITS.index(split), index)))
     scene = _make_background(rng, options, split)
     canvas = scene.background.copy()
     # For each pixel the digit on top, to know how much every digit still shows.
@@ -325,13 +346,16 @@ def _make_background(rng: np.random.Generator, options: Options, split: str) -> 
     left = int(rng.integers(x0, x1 - crop_w + 1))
     top = int(rng.integers(y0, y1 - crop_h + 1))
     crop = (left, top, left + int(crop_w), top + int(crop_h))
-    image = photos[name][crop[1]:crop[3], crop[0]:crop[2]]
+    image = photos[name][crop[1] : crop[3], crop[0] : crop[2]]
     flip = bool(rng.random() < 0.5)
     if flip:
         image = image[:, ::-1]
     shrinks = crop_w > options.width
-    image = cv2.resize(np.ascontiguousarray(image), (options.width, options.height),
-                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    image = cv2.resize(
+        np.ascontiguousarray(image),
+        (options.width, options.height),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
+    )
     canvas = image.astype(np.float32)
     gain = rng.uniform(0.65, 1.15) * rng.uniform(0.92, 1.08, 3)
     middle = canvas.mean(axis=(0, 1))
@@ -354,15 +378,28 @@ def _draw_distractors(rng: np.random.Generator, options: Options, canvas: np.nda
     for _ in range(rng.integers(options.distractors + 1)):
         start = rng.uniform(0, 1, 2) * (options.width, options.height)
         bend, stop = start + rng.uniform(-0.4, 0.4, (2, 2)) * side
-        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t ** 2 * stop
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * stop
         colour = rng.uniform(0, 255, 3).tolist()
         thickness = max(1, round(side / 240 * rng.uniform(0.6, 2.4)))
-        cv2.polylines(canvas, [np.rint(curve * 8).astype(np.int32)], False, colour, thickness,
-                      cv2.LINE_AA, shift=3)
+        cv2.polylines(
+            canvas,
+            [np.rint(curve * 8).astype(np.int32)],
+            False,
+            colour,
+            thickness,
+            cv2.LINE_AA,
+            shift=3,
+        )
 
 
-def _place_digit(rng: np.random.Generator, options: Options, label: int, scan: int,
-                 owner: np.ndarray, others: list[Digit]) -> Digit | None:
+def _place_digit(
+    rng: np.random.Generator,
+    options: Options,
+    label: int,
+    scan: int,
+    owner: np.ndarray,
+    others: list[Digit],
+) -> Digit | None:
     """Looks for a place that hides no earlier digit too much and is inside the image.
 
     Args:
@@ -395,8 +432,9 @@ def _leaves_visible(digit: Digit, owner: np.ndarray, others: list[Digit], limit:
     return True
 
 
-def _stamp(rng: np.random.Generator, options: Options, label: int, scan: int,
-           height: float) -> Digit | None:
+def _stamp(
+    rng: np.random.Generator, options: Options, label: int, scan: int, height: float
+) -> Digit | None:
     """Turns a scan into a digit somewhere in the image; None if too much of it is cut off.
 
     Args:
@@ -426,25 +464,39 @@ def _stamp(rng: np.random.Generator, options: Options, label: int, scan: int,
     edge = np.clip((value - level) / (2 * soft) + 0.5, 0, 1)
     # Inside the stroke the scan's own shading stays.
     alpha = np.where(edge > MIN_ALPHA, edge * np.clip(0.55 + 0.5 * value, 0, 1), 0)
-    return _crop_digit(alpha.astype(np.float32), start, options, label=label, scan=scan,
-                       angle=angle, quad=corners + centre)
+    return _crop_digit(
+        alpha.astype(np.float32),
+        start,
+        options,
+        label=label,
+        scan=scan,
+        angle=angle,
+        quad=corners + centre,
+    )
 
 
-def _crop_digit(alpha: np.ndarray, start: np.ndarray, options: Options,
-                **known: Any) -> Digit | None:
+def _crop_digit(
+    alpha: np.ndarray, start: np.ndarray, options: Options, **known: Any
+) -> Digit | None:
     """Cuts a digit's alpha at the image border and finds the box of the rest."""
     total = int((alpha > 0).sum())
     cut = np.maximum(-start, 0)
     stop = np.array([options.width, options.height]) - start
-    alpha = alpha[cut[1]:max(stop[1], 0), cut[0]:max(stop[0], 0)]
+    alpha = alpha[cut[1] : max(stop[1], 0), cut[0] : max(stop[0], 0)]
     inside = int((alpha > 0).sum())
     if inside == 0 or inside < MIN_INSIDE * total:
         return None
     x, y = (int(value) for value in start + cut)
     rows, cols = np.flatnonzero((alpha > 0).any(1)), np.flatnonzero((alpha > 0).any(0))
     box = (x + cols[0], y + rows[0], x + cols[-1] + 1, y + rows[-1] + 1)
-    return Digit(box=tuple(int(v) for v in box), corner=(x, y), alpha=alpha,
-                 colour=np.zeros(3, np.float32), truncated=inside < total, **known)
+    return Digit(
+        box=tuple(int(v) for v in box),
+        corner=(x, y),
+        alpha=alpha,
+        colour=np.zeros(3, np.float32),
+        truncated=inside < total,
+        **known,
+    )
 
 
 def smooth_scan(scan: int) -> np.ndarray:
@@ -460,8 +512,9 @@ def _rotation(angle: float) -> np.ndarray:
     return np.array([[cos, -sin], [sin, cos]])
 
 
-def _warp(image: np.ndarray, linear: np.ndarray, offset: np.ndarray,
-          size: np.ndarray) -> np.ndarray:
+def _warp(
+    image: np.ndarray, linear: np.ndarray, offset: np.ndarray, size: np.ndarray
+) -> np.ndarray:
     """Maps an image by x -> linear x + offset, both sides counted from the corner of pixel 0.
 
     Args:
@@ -472,8 +525,12 @@ def _warp(image: np.ndarray, linear: np.ndarray, offset: np.ndarray,
     """
     # OpenCV counts from the centre of pixel 0.
     shift = offset + linear @ [0.5, 0.5] - 0.5
-    return cv2.warpAffine(image, np.hstack([linear, shift[:, None]]),
-                          (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(
+        image,
+        np.hstack([linear, shift[:, None]]),
+        (int(size[0]), int(size[1])),
+        flags=cv2.INTER_LINEAR,
+    )
 
 
 def _choose_ink(rng: np.random.Generator, digit: Digit, canvas: np.ndarray) -> None:
@@ -506,13 +563,24 @@ def _to_lab(bgr: np.ndarray) -> np.ndarray:
 def _scene_record(scene: Scene, options: Options, split: str, index: int) -> dict[str, Any]:
     """What the three formats say about a scene: plain numbers, boxes exclusive, in px."""
     return {
-        'name': f'{split}_{index:06}', 'width': options.width, 'height': options.height,
-        'photo': scene.photo, 'crop': list(scene.crop), 'flip': scene.flip,
-        'objects': [{
-            'label': d.label, 'box': d.box, 'quad': np.round(d.quad, 2).ravel().tolist(),
-            'truncated': d.truncated, 'scan': d.scan, 'angle': round(d.angle, 2),
-            'visible': round(d.visible, 4),
-        } for d in scene.digits],
+        'name': f'{split}_{index:06}',
+        'width': options.width,
+        'height': options.height,
+        'photo': scene.photo,
+        'crop': list(scene.crop),
+        'flip': scene.flip,
+        'objects': [
+            {
+                'label': d.label,
+                'box': d.box,
+                'quad': np.round(d.quad, 2).ravel().tolist(),
+                'truncated': d.truncated,
+                'scan': d.scan,
+                'angle': round(d.angle, 2),
+                'visible': round(d.visible, 4),
+            }
+            for d in scene.digits
+        ],
     }
 
 
@@ -521,17 +589,30 @@ def _write_coco(path: Path, records: list[dict[str, Any]]) -> None:
     images, annotations = [], []
     for number, record in enumerate(records, start=1):
         keys = ('width', 'height', 'photo', 'crop', 'flip')
-        images.append({'id': number, 'file_name': record['name'] + '.jpg',
-                       **{key: record[key] for key in keys}})
+        images.append(
+            {
+                'id': number,
+                'file_name': record['name'] + '.jpg',
+                **{key: record[key] for key in keys},
+            }
+        )
         for obj in record['objects']:
             x0, y0, x1, y1 = obj['box']
-            annotations.append({
-                'id': len(annotations) + 1, 'image_id': number, 'category_id': obj['label'] + 1,
-                'bbox': [x0, y0, x1 - x0, y1 - y0], 'area': (x1 - x0) * (y1 - y0), 'iscrowd': 0,
-                'segmentation': [obj['quad']],
-                **{key: obj[key] for key in ('scan', 'angle', 'visible')}})
-    categories = [{'id': i, 'name': name, 'supercategory': 'digit'}
-                  for i, name in enumerate(CLASSES, start=1)]
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': number,
+                    'category_id': obj['label'] + 1,
+                    'bbox': [x0, y0, x1 - x0, y1 - y0],
+                    'area': (x1 - x0) * (y1 - y0),
+                    'iscrowd': 0,
+                    'segmentation': [obj['quad']],
+                    **{key: obj[key] for key in ('scan', 'angle', 'visible')},
+                }
+            )
+    categories = [
+        {'id': i, 'name': name, 'supercategory': 'digit'} for i, name in enumerate(CLASSES, start=1)
+    ]
     _write_json(path, {'images': images, 'annotations': annotations, 'categories': categories})
 
 
@@ -560,8 +641,10 @@ def _write_voc(path: Path, record: dict[str, Any]) -> None:
 
 def _write_dota(path: Path, record: dict[str, Any]) -> None:
     """Writes a scene's DOTA file: a line of 8 coordinates, class and difficulty per digit."""
-    lines = [' '.join([*(f'{value:.2f}' for value in obj['quad']), CLASSES[obj['label']], '0'])
-             for obj in record['objects']]
+    lines = [
+        ' '.join([*(f'{value:.2f}' for value in obj['quad']), CLASSES[obj['label']], '0'])
+        for obj in record['objects']
+    ]
     path.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
 
 
@@ -580,13 +663,20 @@ def _link(source: Path, target: Path) -> None:
 def _write_split(out: Path, options: Options, split: str, progress: bool) -> list[dict[str, Any]]:
     """Writes a split's images and annotations; returns its records."""
     dota = out / 'dota' / split
-    folders = (out / 'JPEGImages', out / 'Annotations', out / 'annotations',
-               out / 'ImageSets' / 'Main', dota / 'images', dota / 'annfiles')
+    folders = (
+        out / 'JPEGImages',
+        out / 'Annotations',
+        out / 'annotations',
+        out / 'ImageSets' / 'Main',
+        dota / 'images',
+        dota / 'annfiles',
+    )
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     records = []
-    steps = track(range(options.counts[split]), description=f'digits: {split:5}',
-                  disable=not progress)
+    steps = track(
+        range(options.counts[split]), description=f'digits: {split:5}', disable=not progress
+    )
     for index in steps:
         scene = make_scene(options, split, index)
         record = _scene_record(scene, options, split, index)
@@ -606,24 +696,44 @@ def _write_split(out: Path, options: Options, split: str, progress: bool) -> lis
 
 def _write_marker(out: Path, options: Options, records: dict[str, list[dict[str, Any]]]) -> None:
     """Writes what the folder was made of and with; comes last."""
-    objects = {split: [obj for record in records[split] for obj in record['objects']]
-               for split in SPLITS}
-    splits = {split: {
-        'images': len(records[split]), 'objects': len(objects[split]),
-        'background': {name: list(box) for name, box in split_regions(split).items()},
-        'scans': sorted({obj['scan'] for obj in objects[split]}),
-    } for split in SPLITS}
+    objects = {
+        split: [obj for record in records[split] for obj in record['objects']] for split in SPLITS
+    }
+    splits = {
+        split: {
+            'images': len(records[split]),
+            'objects': len(objects[split]),
+            'background': {name: list(box) for name, box in split_regions(split).items()},
+            'scans': sorted({obj['scan'] for obj in objects[split]}),
+        }
+        for split in SPLITS
+    }
     versions = {'numpy': np.__version__, 'opencv': cv2.__version__, 'sklearn': sklearn.__version__}
-    _write_json(out / MARKER, {'format': FORMAT, 'options': asdict(options),
-                               'classes': list(CLASSES), 'splits': splits, 'made_with': versions})
+    _write_json(
+        out / MARKER,
+        {
+            'format': FORMAT,
+            'options': asdict(options),
+            'classes': list(CLASSES),
+            'splits': splits,
+            'made_with': versions,
+        },
+    )
 
 
 # --- the folder as a whole -----------------------------------------------------------------------
 
 
-def make_digits(out: str | Path, counts: dict[str, int] | None = None,
-                size: tuple[int, int] = (320, 240), seed: int = 0, *, overwrite: bool = False,
-                progress: bool = False, **more: Any) -> Path:
+def make_digits(
+    out: str | Path,
+    counts: dict[str, int] | None = None,
+    size: tuple[int, int] = (320, 240),
+    seed: int = 0,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    **more: Any,
+) -> Path:
     """Makes the data set, or finds it made with the same options already.
 
     Args:
@@ -664,8 +774,9 @@ def make_digits(out: str | Path, counts: dict[str, int] | None = None,
     return out
 
 
-def _make_options(counts: dict[str, int] | None, size: tuple[int, int], seed: int,
-                  more: dict[str, Any]) -> Options:
+def _make_options(
+    counts: dict[str, int] | None, size: tuple[int, int], seed: int, more: dict[str, Any]
+) -> Options:
     """The arguments of `make_digits` as checked options."""
     unknown = sorted(set(more) - ({f.name for f in fields(Options)} - {'width', 'height'}))
     if unknown:
@@ -690,18 +801,24 @@ def _inspect(out: Path, options: Options, overwrite: bool) -> str:
         marker = json.loads((out / MARKER).read_text(encoding='utf-8'))
         made = (marker['format'], marker['options'])
     except (OSError, ValueError, KeyError, TypeError):
-        raise DigitsError(f'{out} is not empty and was not made by this tool (there is no readable '
-                          f'{MARKER} in it); choose another folder or remove it') from None
+        raise DigitsError(
+            f'{out} is not empty and was not made by this tool (there is no readable '
+            f'{MARKER} in it); choose another folder or remove it'
+        ) from None
     same = made == (FORMAT, asdict(options))
     if same and not overwrite and _is_complete(out, options):
         return 'complete'
     foreign = sorted(names - set(LAYOUT))
     if foreign:
-        raise DigitsError(f'{out} cannot be replaced: it holds {foreign[0]!r}, which this tool did '
-                          'not make; move that elsewhere or choose another folder')
+        raise DigitsError(
+            f'{out} cannot be replaced: it holds {foreign[0]!r}, which this tool did '
+            'not make; move that elsewhere or choose another folder'
+        )
     if not same and not overwrite:
-        raise DigitsError(f'{out} was made with other options ({_difference(made, options)}); '
-                          'choose another folder, or replace it with --overwrite')
+        raise DigitsError(
+            f'{out} was made with other options ({_difference(made, options)}); '
+            'choose another folder, or replace it with --overwrite'
+        )
     return 'other' if overwrite else 'damaged'
 
 
@@ -710,8 +827,9 @@ def _difference(made: tuple[int, dict[str, Any]], options: Options) -> str:
     if made[0] != FORMAT:
         return 'by another version of this tool'
     old, new = made[1], asdict(options)
-    return ', '.join(f'{key}: {old.get(key)} there, {new[key]} now'
-                     for key in new if old.get(key) != new[key])
+    return ', '.join(
+        f'{key}: {old.get(key)} there, {new[key]} now' for key in new if old.get(key) != new[key]
+    )
 
 
 def _is_complete(out: Path, options: Options) -> bool:
@@ -719,8 +837,12 @@ def _is_complete(out: Path, options: Options) -> bool:
     for split, count in options.counts.items():
         names = [f'{split}_{index:06}' for index in range(count)]
         dota = out / 'dota' / split
-        folders = {out / 'JPEGImages': '.jpg', out / 'Annotations': '.xml',
-                   dota / 'images': '.jpg', dota / 'annfiles': '.txt'}
+        folders = {
+            out / 'JPEGImages': '.jpg',
+            out / 'Annotations': '.xml',
+            dota / 'images': '.jpg',
+            dota / 'annfiles': '.txt',
+        }
         for folder, suffix in folders.items():
             there = set(os.listdir(folder)) if folder.is_dir() else set()
             if not there.issuperset(name + suffix for name in names):
@@ -741,7 +863,7 @@ def _remove_leftovers(out: Path) -> None:
     prefix = _partial_prefix(out)
     for path in out.parent.iterdir():
         if path.name.startswith(prefix):
-            process = path.name[len(prefix):].split('.')[0]
+            process = path.name[len(prefix) :].split('.')[0]
             if process.isdigit() and not _is_running(int(process)):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -782,13 +904,25 @@ def dataset_configs(out: str | Path, split: str) -> dict[str, dict[str, Any]]:
     """What the stock data sets need to read a split: by 'coco', 'voc' and 'dota'."""
     common = {'data_root': str(out), 'metainfo': {'classes': CLASSES}}
     return {
-        'coco': dict(type='mmdet.CocoDataset', ann_file=f'annotations/{split}.json',
-                     data_prefix=dict(img='JPEGImages/'), **common),
-        'voc': dict(type='mmdet.XMLDataset', ann_file=f'ImageSets/Main/{split}.txt',
-                    data_prefix=dict(sub_data_root=''), **common),
-        'dota': dict(type='mmrotate.DOTADataset', ann_file=f'dota/{split}/annfiles/',
-                     data_prefix=dict(img_path=f'dota/{split}/images/'), img_suffix='jpg',
-                     **common),
+        'coco': dict(
+            type='mmdet.CocoDataset',
+            ann_file=f'annotations/{split}.json',
+            data_prefix=dict(img='JPEGImages/'),
+            **common,
+        ),
+        'voc': dict(
+            type='mmdet.XMLDataset',
+            ann_file=f'ImageSets/Main/{split}.txt',
+            data_prefix=dict(sub_data_root=''),
+            **common,
+        ),
+        'dota': dict(
+            type='mmrotate.DOTADataset',
+            ann_file=f'dota/{split}/annfiles/',
+            data_prefix=dict(img_path=f'dota/{split}/images/'),
+            img_suffix='jpg',
+            **common,
+        ),
     }
 
 
@@ -804,12 +938,20 @@ def draw_preview(out: str | Path, split: str, count: int = 12, columns: int = 4)
             cv2.rectangle(tile, (x, y), (x + w - 1, y + h - 1), (255, 255, 255), 1)
             quad = np.rint((np.array(ann['segmentation'][0]).reshape(4, 2) - 0.5) * 8)
             cv2.polylines(tile, [quad.astype(np.int32)], True, (0, 255, 0), 1, cv2.LINE_AA, 3)
-            cv2.putText(tile, str(ann['category_id'] - 1), (x + 2, y + 12),
-                        cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+            cv2.putText(
+                tile,
+                str(ann['category_id'] - 1),
+                (x + 2, y + 12),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.45,
+                (255, 255, 255),
+                1,
+                cv2.LINE_AA,
+            )
         tiles.append(np.pad(tile, ((1, 1), (1, 1), (0, 0))))
     columns = min(columns, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)])
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -818,39 +960,83 @@ def _parse_size(text: str) -> tuple[int, int]:
         width, height = (int(part) for part in text.lower().split('x'))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not a size; write WIDTHxHEIGHT, such as 320x240') from None
+            f'{text!r} is not a size; write WIDTHxHEIGHT, such as 320x240'
+        ) from None
     return width, height
 
 
 def _parse_args(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Make a detection data set out of handwritten digits on photographs, as COCO, '
-        'PASCAL VOC and DOTA. See the top of this file for the folders and how to load them.')
+        'PASCAL VOC and DOTA. See the top of this file for the folders and how to load them.'
+    )
     add = parser.add_argument
     add('out', type=Path, help='folder to make; used as it is if made with the same options')
     for split in SPLITS:
-        add(f'--{split}', type=int, default=DEFAULT_COUNTS[split], metavar='N',
-            help=f'images in {split} (default: %(default)s)')
-    add('--size', type=_parse_size, default=(320, 240), metavar='WxH',
-        help='of the images in px (default: 320x240)')
+        add(
+            f'--{split}',
+            type=int,
+            default=DEFAULT_COUNTS[split],
+            metavar='N',
+            help=f'images in {split} (default: %(default)s)',
+        )
+    add(
+        '--size',
+        type=_parse_size,
+        default=(320, 240),
+        metavar='WxH',
+        help='of the images in px (default: 320x240)',
+    )
     add('--seed', type=int, default=0, help='of everything random (default: %(default)s)')
-    add('--min-digits', type=int, default=1, metavar='N',
-        help='per image, where there is room (default: %(default)s)')
+    add(
+        '--min-digits',
+        type=int,
+        default=1,
+        metavar='N',
+        help='per image, where there is room (default: %(default)s)',
+    )
     add('--max-digits', type=int, default=8, metavar='N', help='per image (default: %(default)s)')
-    add('--min-height', type=int, metavar='PX',
-        help='of an upright digit (default: 0.1 of the shorter side, at least 12)')
-    add('--max-height', type=int, metavar='PX',
-        help='of an upright digit (default: 0.46 of the shorter side)')
-    add('--max-angle', type=float, default=45.0, metavar='DEG',
+    add(
+        '--min-height',
+        type=int,
+        metavar='PX',
+        help='of an upright digit (default: 0.1 of the shorter side, at least 12)',
+    )
+    add(
+        '--max-height',
+        type=int,
+        metavar='PX',
+        help='of an upright digit (default: 0.46 of the shorter side)',
+    )
+    add(
+        '--max-angle',
+        type=float,
+        default=45.0,
+        metavar='DEG',
         help='largest rotation to either side (default: %(default)s; beyond 90 a six may look like '
-        'a nine)')
-    add('--max-hidden', type=float, default=0.4, metavar='SHARE',
-        help="most of a digit's ink that later digits may hide (default: %(default)s)")
-    add('--distractors', type=int, default=3, metavar='N',
-        help='most thin strokes per background (default: %(default)s)')
+        'a nine)',
+    )
+    add(
+        '--max-hidden',
+        type=float,
+        default=0.4,
+        metavar='SHARE',
+        help="most of a digit's ink that later digits may hide (default: %(default)s)",
+    )
+    add(
+        '--distractors',
+        type=int,
+        default=3,
+        metavar='N',
+        help='most thin strokes per background (default: %(default)s)',
+    )
     add('--quality', type=int, default=92, help='of the JPEG files (default: %(default)s)')
-    add('--preview', type=Path, metavar='PNG',
-        help='also write a picture of some training images with boxes and quadrilaterals')
+    add(
+        '--preview',
+        type=Path,
+        metavar='PNG',
+        help='also write a picture of some training images with boxes and quadrilaterals',
+    )
     add('--overwrite', action='store_true', help='replace a data set made with other options')
     add('--quiet', action='store_true', help='show no progress')
     return parser.parse_args(args)
