@@ -223,8 +223,8 @@ def test_formats_agree(data: Path) -> None:
 
 
 def test_stock_data_sets_read_them(data: Path) -> None:
-    pytest.importorskip('mmrotate.datasets')
     import mmdet.datasets  # noqa: F401  registers
+    import mmrotate.datasets  # noqa: F401  (registers its types)
     from mmdet.registry import DATASETS
 
     for split, count in COUNTS.items():
@@ -249,9 +249,11 @@ def test_stock_data_sets_read_them(data: Path) -> None:
 
 
 def test_stock_rotated_pipeline_finds_the_angles(data: Path) -> None:
-    pytest.importorskip('mmrotate.datasets')
+    import mmrotate.datasets  # noqa: F401  (registers its types)
     from mmdet.registry import DATASETS
+    from mmengine.registry import init_default_scope
 
+    init_default_scope('mmrotate')  # as in its configs
     pipeline = [
         dict(type='mmdet.LoadImageFromFile'),
         dict(type='mmdet.LoadAnnotations', with_bbox=True, box_type='qbox'),
