@@ -79,9 +79,9 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', begin=0, end=8, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=0, end=6, by_epoch=True, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=8, val_interval=8)
+train_cfg = dict(max_epochs=6, val_interval=6)
 auto_scale_lr = dict(base_batch_size=16)
 # two, so that one is whole if a run ends while the other is being written
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
