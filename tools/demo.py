@@ -50,7 +50,7 @@ class Stage:
     cost: float
 
 
-TEACHER = Stage('teacher', 'GFL R-18', 'gfl_r18_fpn_10e_digits', 2.0)
+TEACHER = Stage('teacher', 'GFL R-18', 'gfl_r18_fpn_8e_digits', 2.0)
 ALONE = Stage('alone', 'GFL R-18, half width', 'gfl_r18-half_fpn_6e_digits', 1.0)
 DISTILLED = Stage('distilled', 'GFL R-18, half width', 'ld_r18-half-gfl-r18_fpn_6e_digits', 1.5)
 STAGES = (TEACHER, ALONE, DISTILLED)
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     add('--data', type=Path, metavar='DIR', help='for the digits (default: WORK_DIR/digits)')
     add('--epochs', type=_positive, default=6, metavar='N',
         help='of both students (default: %(default)s)')  # fmt: skip
-    add('--teacher-epochs', type=_positive, default=10, metavar='N',
+    add('--teacher-epochs', type=_positive, default=8, metavar='N',
         help='of the teacher (default: %(default)s)')  # fmt: skip
     add('--train-images', type=_positive, default=800, metavar='N',
         help='to train on (default: %(default)s)')  # fmt: skip

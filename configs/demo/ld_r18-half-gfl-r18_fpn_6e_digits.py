@@ -5,8 +5,8 @@ from ld_plugin.recipes import ld_full
 model = dict(
     type='DistilledSingleStageDetector',
     teacher=dict(
-        config='ld_plugin::demo/gfl_r18_fpn_10e_digits.py',
-        checkpoint='work_dirs/gfl_r18_fpn_10e_digits/epoch_10.pth',
+        config='ld_plugin::demo/gfl_r18_fpn_8e_digits.py',
+        checkpoint='work_dirs/gfl_r18_fpn_8e_digits/epoch_8.pth',
     ),
     distillers=ld_full,
 )
