@@ -96,6 +96,20 @@ def test_atss_thresholds_of_every_pair(gts, valid, topk):
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('rows', [61, 40, 1, 0])
+@pytest.mark.parametrize('topk', [2, 9])
+def test_atss_thresholds_of_a_long_level(rows, topk):
+    """4087 priors, which no block size divides, of which only some rows are in the image."""
+    priors, [(height, width)] = brute_force.anchors(61 * 4, 67 * 4, [4], scale=5)
+    valid = np.repeat(np.arange(height) < rows, width)
+    valid[5:67] = False  # so that a single row has fewer priors than topk
+    corner = np.random.default_rng(0).uniform(-20, 230, (6, 2))
+    gts = np.concatenate([corner, corner + [[31.3, 17.1]]], axis=1).astype(np.float32)
+    ours = atss_thresholds(*tensors(priors, gts), [len(priors)], *tensors(valid), topk)
+    expected = brute_force.atss_thresholds(priors, gts, [len(priors)], valid, topk)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
 @settings(deadline=None, max_examples=40)
 @given(gts=boxes(), valid=padding(), share=st.sampled_from([0.2, 0.5, 0.9]))
 def test_fine_grained_region_of_every_pair(gts, valid, share):
