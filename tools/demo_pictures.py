@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from mmcv.ops import nms
 from mmdet.registry import DATASETS
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
@@ -99,7 +100,10 @@ def _box(axes: Axes, box: Sequence[float], colour: str, **style: Any) -> None:
 def detections(
     items: Sequence[Mapping], models: Mapping[str, nn.Module], titles: Mapping[str, str]
 ) -> plt.Figure:
-    """A row per image: ground truth, then the detections of every model."""
+    """A row per image: ground truth, then the detections of every model.
+
+    Of detections at the same place, of one class or of several, only the best is drawn.
+    """
     height, width = items[0]['inputs'].shape[-2:]
     columns = 1 + len(models)
     figure, grid = plt.subplots(
@@ -107,7 +111,7 @@ def detections(
         columns,
         figsize=(2.9 * columns, 2.9 * len(items) * height / width + 0.6),
         squeeze=False,
-        gridspec_kw=dict(wspace=0.03, hspace=0.04),
+        layout='compressed',
     )
     for row, item in zip(grid, items, strict=True):
         for axes in row:
@@ -126,8 +130,7 @@ def detections(
             Line2D([], [], color=WRONG, label='wrong digit, wrong place, or found twice'),
             Line2D([], [], color='#999999', linestyle=':', label='not found'),
         ],
-        loc='upper center',
-        bbox_to_anchor=(0.5, 0.09),
+        loc='outside lower center',
         ncols=4,
         frameon=False,
     )
@@ -138,6 +141,7 @@ def _draw_detections(axes: Axes, model: nn.Module, item: Mapping) -> None:
     with torch.no_grad():
         found = model.test_step(pseudo_collate([item]))[0].pred_instances.cpu()
     found = found[found.scores >= MIN_SCORE]
+    found = found[nms(found.bboxes, found.scores, iou_threshold=0.6)[1]]
     truth = item['data_samples'].gt_instances
     quality, missed = match(found, truth.bboxes.tensor, truth.labels)
     for box in truth.bboxes.tensor[missed].tolist():
@@ -221,7 +225,7 @@ def regions(image: np.ndarray, truth: Tensor, context: DistillationContext) -> p
         1,
         1 + len(levels),
         figsize=(3.3 * (1 + len(levels)), 3.3 * height / width + 0.6),
-        gridspec_kw=dict(wspace=0.04),
+        layout='compressed',
     )
     _frame(row[0], image)
     row[0].set_title('image and ground truth')
@@ -239,8 +243,7 @@ def regions(image: np.ndarray, truth: Tensor, context: DistillationContext) -> p
             Patch(color=VLR, label='valuable localization region (VLR)'),
             Patch(facecolor=MAIN, edgecolor=VLR, linewidth=2.5, label='both'),
         ],
-        loc='upper center',
-        bbox_to_anchor=(0.5, 0.1),
+        loc='outside lower center',
         ncols=3,
         frameon=False,
     )
@@ -252,9 +255,9 @@ def _draw_cells(axes: Axes, stride: float, main: Tensor, vlr: Tensor) -> None:
     for y, x in (main | vlr).nonzero().tolist():
         side = 0.8 * stride
         corner = (x * stride - side / 2, y * stride - side / 2)
-        fill = to_rgba(MAIN if main[y, x] else VLR, 0.65)
+        fill = to_rgba(MAIN if main[y, x] else VLR, 0.6)
         edge = VLR if vlr[y, x] else MAIN
-        axes.add_patch(Rectangle(corner, side, side, facecolor=fill, edgecolor=edge, linewidth=1.6))
+        axes.add_patch(Rectangle(corner, side, side, facecolor=fill, edgecolor=edge, linewidth=1.3))
 
 
 # --- distributions --------------------------------------------------------------------------------
@@ -271,7 +274,8 @@ def distributions(
         5,
         figsize=(12.5, 2.1 * len(chosen) + 0.5),
         squeeze=False,
-        gridspec_kw=dict(wspace=0.12, hspace=0.5, width_ratios=[1.45, 1, 1, 1, 1]),
+        layout='constrained',
+        gridspec_kw=dict(width_ratios=[1.45, 1, 1, 1, 1]),
     )
     for row, (where, positions) in zip(grid, chosen, strict=True):
         index = positions.prior_index
@@ -299,8 +303,7 @@ def distributions(
             Line2D([], [], color=COLOURS['distilled'], marker='o', ms=3, label='distilled student'),
             Line2D([], [], color='black', linestyle='--', linewidth=1, label='ground truth'),
         ],
-        loc='upper center',
-        bbox_to_anchor=(0.5, 0.04),
+        loc='outside lower center',
         ncols=4,
         frameon=False,
     )
