@@ -48,8 +48,7 @@ def valuable_localization_region(
     threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
     # the threshold is never negative, so a prior in the region has an overlap above 0
     prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
-    pair_priors = priors.index_select(0, prior_index)
-    pair_gts = gt_bboxes.index_select(0, gt_index)
+    pair_priors, pair_gts = _rows(priors, prior_index), _rows(gt_bboxes, gt_index)
     distance = centred_overlap(pair_priors, pair_gts, overlap)
     pair_threshold = threshold[gt_index]
     inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
@@ -145,6 +144,11 @@ def overlapping_pairs(
         overlapping &= valid
     gt_index, prior_index = overlapping.nonzero().unbind(1)
     return prior_index, gt_index
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    """``boxes[index]``, (Q, 4), stored by coordinate, so that arithmetic on one is contiguous."""
+    return boxes.t().contiguous().index_select(1, index).t()
 
 
 def centred_overlap(priors: Tensor, gt_bboxes: Tensor, overlap: str) -> Tensor:
