@@ -24,18 +24,28 @@ class Assignment:
         label_weights: (N, P), 0 where the classification loss ignores the prior.
         valid: (N, P) bool, False for priors in the padding.
         num_classes: C.
+        positive_gts: Per image, (number of its positives,): the index of each positive's ground
+            truth in that image, positives in the order of priors; None if the reader cannot tell.
     """
 
     labels: Tensor
     label_weights: Tensor
     valid: Tensor
     num_classes: int
+    positive_gts: Sequence[Tensor] | None = None
 
     @cached_property
     def positive(self) -> Tensor:
         """(N, P) bool."""
         foreground = (self.labels >= 0) & (self.labels < self.num_classes)
         return foreground & (self.label_weights > 0)
+
+    @cached_property
+    def matched_gts(self) -> Tensor:
+        """(N, P) int64, the index in its image of each positive's ground truth; -1 elsewhere."""
+        matched = torch.full_like(self.labels, -1, dtype=torch.int64)
+        matched[self.positive] = torch.cat(list(self.positive_gts))
+        return matched
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class DistillationContext:
     def mean_num_images(self) -> Tensor:
         """Images per GPU in this batch, averaged over the GPUs; a scalar."""
         return reduce_mean(torch.tensor(float(self.student.num_images), device=self.device))
+
+    @cached_property
+    def mean_num_positives(self) -> Tensor:
+        """Positives per GPU in this batch, averaged over the GPUs, at least 1; a scalar."""
+        return reduce_mean(self.assignment.positive.sum().float()).clamp(min=1)
 
     @property
     def device(self) -> torch.device:

@@ -35,6 +35,9 @@ class HeadSpec:
         num_bins: B of the box distributions; None where the head predicts boxes directly.
         box_dim: E.
         feature_channels: Channels of the neck's levels.
+        extras: What the head offers beyond class logits, boxes and features, in the words of
+            :attr:`ld_plugin.distillers.Distiller.reads`: ``'quality'``, ``'head_features'``; and
+            ``'matched_gts'`` where :attr:`Assignment.matched_gts` is known.
     """
 
     name: str
@@ -44,6 +47,13 @@ class HeadSpec:
     num_bins: int | None
     box_dim: int
     feature_channels: int
+    extras: frozenset[str] = frozenset()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What distillers can read."""
+        distributions = {'distributions'} if self.num_bins is not None else set()
+        return self.extras | {'class_logits', 'boxes', 'features'} | distributions
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class DenseOutputs:
         priors: (P, E), xyxy pixels of the network's input.
         decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)
             into boxes (K, E) in pixels.
+        quality_maps: Per level, logits (N, A, H, W) of the branch that rates a box, before the
+            sigmoid (centerness, IoU or objectness); empty where the head has none.
     """
 
     spec: HeadSpec
@@ -68,6 +80,7 @@ class DenseOutputs:
     features: Sequence[Tensor]
     priors: Tensor
     decoder: BoxDecoder
+    quality_maps: Sequence[Tensor] = ()
 
     @property
     def num_images(self) -> int:
@@ -100,6 +113,14 @@ class DenseOutputs:
         """Class logits at the selected priors, (K, C)."""
         return at.gather(self.class_maps)
 
+    @property
+    def class_views(self) -> list[Tensor]:
+        """All class logits without a copy: per level a view (N, A, H, W, C)."""
+        return [
+            anchor_view(level_map, anchors)
+            for level_map, anchors in zip(self.class_maps, self.spec.num_base_priors, strict=True)
+        ]
+
     def distribution_logits(self, at: Positions) -> Tensor:
         """Logits of the box sides' distributions at the selected priors, (K, E, B)."""
         return at.gather(self.box_maps).unflatten(-1, (self.spec.box_dim, self.spec.num_bins))
@@ -124,6 +145,11 @@ class DenseOutputs:
         strides = self.prior_strides[here].expand(rows.shape[0], -1, -1)
         boxes = self.decoder(rows.flatten(0, 1), priors.flatten(0, 1), strides.flatten(0, 1))
         return boxes.unflatten(0, rows.shape[:2])
+
+
+def anchor_view(level_map: Tensor, num_base_priors: int) -> Tensor:
+    """View a map (N, A * D, H, W) as (N, A, H, W, D)."""
+    return level_map.unflatten(1, (num_base_priors, -1)).movedim(2, -1)
 
 
 def level_rows(level_map: Tensor, num_base_priors: int) -> Tensor:

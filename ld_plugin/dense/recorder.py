@@ -1,6 +1,7 @@
 """Record what passes through a stock head while it computes its stock loss."""
 
 from collections import defaultdict
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,8 @@ class HeadRecorder:
 
     Args:
         head: The student's head.
-        methods: Names of the methods whose return values are wanted.
+        methods: Names of the methods whose return values are wanted; ``'sampler.sample'`` is one of
+            the head's sampler.
 
     Attributes:
         inputs: The feature levels that the head was called with, each (N, F, H, W).
@@ -33,7 +35,8 @@ class HeadRecorder:
     def __enter__(self) -> 'HeadRecorder':
         self._hook = self.head.register_forward_hook(self._record_forward)
         for name in self.methods:
-            setattr(self.head, name, self._wrap(name, getattr(self.head, name)))
+            owner, method = self._locate(name)
+            setattr(owner, method, self._wrap(name, getattr(owner, method)))
         return self
 
     def __exit__(
@@ -44,7 +47,11 @@ class HeadRecorder:
     ) -> None:
         self._hook.remove()
         for name in self.methods:
-            delattr(self.head, name)  # uncovers the class's own method again
+            delattr(*self._locate(name))  # uncovers the class's own method again
+
+    def _locate(self, name: str) -> tuple[Any, str]:
+        path, _, method = name.rpartition('.')
+        return (attrgetter(path)(self.head) if path else self.head), method
 
     def _record_forward(self, head: nn.Module, args: tuple, outs: tuple) -> None:
         self.inputs, self.outs = args[0], outs

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
 from ..errors import ConfigError
-from ..losses import DistillationLoss
 from ..regions import Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
@@ -21,21 +20,25 @@ class Distiller(nn.Module, ABC):
     A subclass gathers that quantity at the region's positions, then calls its loss.
 
     Args:
-        region: Where.
+        region: Where; None for a distiller that knows its positions itself.
         loss: How.
         schedule: A factor over training; constantly 1 if None.
 
     Attributes:
         reads: Which outputs of both models it needs: ``'class_logits'``, ``'distributions'``,
-            ``'boxes'``, ``'features'``.
+            ``'boxes'``, ``'features'``, ``'quality'`` (the branch that rates a box),
+            ``'head_features'`` (what the head's stacked convolutions pass on).
+        reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
+            ground truth).
         defaults: Configs of the parts that a user leaves out.
     """
 
     reads: ClassVar[frozenset[str]]
+    reads_of_student: ClassVar[frozenset[str]] = frozenset()
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def __init__(
-        self, region: Region, loss: DistillationLoss, schedule: Schedule | None = None
+        self, region: Region | None, loss: nn.Module, schedule: Schedule | None = None
     ) -> None:
         super().__init__()
         self.region = region
@@ -52,7 +55,7 @@ class Distiller(nn.Module, ABC):
     @property
     def reads_of_teacher(self) -> frozenset[str]:
         """What the teacher has to provide, the region's needs included."""
-        return self.reads | self.region.reads
+        return self.reads | (self.region.reads if self.region else frozenset())
 
     def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
         """Check that both heads offer what is compared, and make trainable parts.
@@ -66,6 +69,8 @@ class Distiller(nn.Module, ABC):
             ConfigError: A head lacks what is compared, or the two predict it differently.
         """
         reads = self.reads_of_teacher
+        _check_offers(key, 'student', student, reads | self.reads_of_student)
+        _check_offers(key, 'teacher', teacher, reads)
         _check_equal(
             key,
             'strides of the levels',
@@ -91,7 +96,13 @@ class Distiller(nn.Module, ABC):
             '(FeatureDistiller) can be distilled from any.',
         )
         if 'distributions' in reads:
-            _check_distributions(key, student, teacher)
+            _check_equal(
+                key,
+                'bins per box side (bbox_head.reg_max + 1)',
+                student.num_bins,
+                teacher.num_bins,
+                "Set model.bbox_head.reg_max to the teacher's.",
+            )
 
 
 def build_distillers(
@@ -151,21 +162,24 @@ def _shared_region(
     return region
 
 
-def _check_distributions(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
-    for owner, spec in (('student', student), ('teacher', teacher)):
-        if spec.num_bins is None:
-            raise ConfigError(
-                f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, "
-                'which localization distillation needs. Heads that have them: '
-                f'{", ".join(heads_with_distributions())}.'
-            )
-    _check_equal(
-        key,
-        'bins per box side (bbox_head.reg_max + 1)',
-        student.num_bins,
-        teacher.num_bins,
-        "Set model.bbox_head.reg_max to the teacher's.",
-    )
+def _check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) -> None:
+    if 'distributions' in reads and spec.num_bins is None:
+        raise ConfigError(
+            f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, "
+            'which localization distillation needs. Heads that have them: '
+            f'{", ".join(heads_with_distributions())}.'
+        )
+    missing = reads - spec.offers
+    if missing:
+        raise ConfigError(
+            f"{key}: the {owner}'s head {spec.name} has no {_in_words(missing)}, which this "
+            f'distiller needs. It offers {_in_words(spec.offers)}; choose a distiller that reads '
+            'those, or another head.'
+        )
+
+
+def _in_words(reads: frozenset[str]) -> str:
+    return ', '.join(word.replace('_', ' ') for word in sorted(reads))
 
 
 def _check_equal(key: str, what: str, student: Any, teacher: Any, advice: str) -> None:

@@ -20,7 +20,7 @@ class DistillationLoss(nn.Module, ABC):
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
-        if loss_weight < 0:
+        if not loss_weight >= 0:  # refuses NaN, too
             raise ConfigError(f'loss_weight: found {loss_weight}, expected at least 0.')
         self.loss_weight = loss_weight
 

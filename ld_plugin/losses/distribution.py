@@ -25,7 +25,7 @@ class DistributionKLLoss(DistillationLoss):
 
     def __init__(self, temperature: float = 10.0, loss_weight: float = 0.25) -> None:
         super().__init__(loss_weight)
-        if temperature <= 0:
+        if not temperature > 0:  # refuses NaN, too
             raise ConfigError(f'temperature: found {temperature}, expected a number above 0.')
         self.temperature = temperature
 

@@ -174,6 +174,8 @@ def test_a_bin_without_probability_counts_nothing():
     ('make', 'message'),
     [
         (lambda: DistributionKLLoss(temperature=0), 'temperature: found 0'),
+        (lambda: DistributionKLLoss(temperature=float('nan')), 'temperature: found nan'),
+        (lambda: DistributionKLLoss(loss_weight=float('nan')), 'loss_weight: found nan'),
         (lambda: DistributionKLLoss(temperature=-2), 'temperature: found -2'),
         (lambda: DistributionKLLoss(loss_weight=-1), 'loss_weight: found -1'),
         (lambda: FeatureMSELoss(loss_weight=-0.5), 'loss_weight: found -0.5'),

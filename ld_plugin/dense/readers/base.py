@@ -75,6 +75,10 @@ class DenseReader(ABC):
     def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Class logit maps and regression maps, level by level, out of the head's forward."""
 
+    def quality(self, outs: tuple) -> Sequence[Tensor]:
+        """Quality logit maps (N, A, H, W), level by level; empty if the head has no such branch."""
+        return ()
+
     @abstractmethod
     def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
         """Boxes (K, E) in pixels from regression rows (K, D), priors (K, E) and strides (K, 1)."""
@@ -99,6 +103,7 @@ class DenseReader(ABC):
             features=features,
             priors=self.priors([m.shape[-2:] for m in levels], levels[0].device),
             decoder=self._decode_in_float32,
+            quality_maps=() if outs is None else self.quality(outs),
         )
 
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ class GFLReader(DenseReader):
     """Reads ``GFLHead`` (Li et al., NeurIPS 2020): bins count strides from the anchor's centre."""
 
     has_distributions: ClassVar[bool] = True
+    recorded_methods: ClassVar[tuple[str, ...]] = ('get_targets', 'sampler.sample')
 
     @property
     def spec(self) -> HeadSpec:
@@ -30,6 +31,7 @@ class GFLReader(DenseReader):
             num_bins=head.reg_max + 1,
             box_dim=4,
             feature_channels=head.in_channels,
+            extras=frozenset({'matched_gts'}),
         )
 
     def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -47,4 +49,7 @@ class GFLReader(DenseReader):
             label_weights=label_weights,
             valid=label_weights > 0,  # its assigner ignores nothing: weight 0 means padding
             num_classes=self.head.num_classes,
+            positive_gts=[
+                sampled.pos_assigned_gt_inds for sampled in record.returned['sampler.sample']
+            ],
         )
