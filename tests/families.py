@@ -1,0 +1,81 @@
+"""A small detector of every head family, over its stock config."""
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from mmengine import ConfigDict
+from mmengine.hub import get_config
+
+#: stock config of every family
+STOCK = {
+    'gfl': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    'atss': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'fcos': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'fcos_normalised': (
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
+    ),
+    'tood': 'mmdet::tood/tood_r50_fpn_1x_coco.py',
+    'tood_anchors': 'mmdet::tood/tood_r50_fpn_anchor-based_1x_coco.py',
+    'vfnet': 'mmdet::vfnet/vfnet_r50_fpn_1x_coco.py',
+    'paa': 'mmdet::paa/paa_r50_fpn_1x_coco.py',
+    'rtmdet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'yolox': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+}
+SINGLE_STAGE = tuple(STOCK)
+TWO_STAGE = {
+    'faster_rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'cascade_rcnn': 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+}
+CHANNELS = 32  # the group norm of the heads has 32 groups
+
+
+def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
+    """The ``model`` of a family's stock config, made narrow.
+
+    Args:
+        family: A key of :data:`STOCK` or :data:`TWO_STAGE`.
+        num_classes: C.
+        head: Other arguments of the dense head, such as ``stacked_convs``.
+    """
+    model = deepcopy(_stock_model(family))
+    _BACKBONES.get(family, _narrow_resnet)(model)
+    model.neck.out_channels = CHANNELS
+    dense = model.get('bbox_head') or model.rpn_head
+    dense.update(in_channels=CHANNELS, feat_channels=CHANNELS)
+    if family in TWO_STAGE:
+        _narrow_roi_head(model, num_classes)
+    else:
+        dense.update(num_classes=num_classes, stacked_convs=2 if 'tood' in family else 1)
+    dense.update(head)
+    return model
+
+
+@cache
+def _stock_model(family: str) -> ConfigDict:
+    return get_config((STOCK | TWO_STAGE)[family]).model
+
+
+def _narrow_resnet(model: ConfigDict) -> None:
+    model.backbone.update(depth=18, base_channels=8, stem_channels=8, init_cfg=None)
+    model.neck.in_channels = [8, 16, 32, 64]
+
+
+def _narrow_csp(model: ConfigDict) -> None:
+    model.backbone.update(widen_factor=1 / 32, init_cfg=None)
+    model.neck.in_channels = [8, 16, 32]
+    model.data_preprocessor.update(batch_augments=None)
+    for part in (model.backbone, model.neck, model.bbox_head):
+        part.norm_cfg.type = 'BN'  # synchronised batch norm does not run on a CPU
+
+
+def _narrow_roi_head(model: ConfigDict, num_classes: int) -> None:
+    roi_head = model.roi_head
+    roi_head.bbox_roi_extractor.out_channels = CHANNELS
+    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, list) else [roi_head.bbox_head]
+    for head in heads:
+        head.update(in_channels=CHANNELS, fc_out_channels=64, num_classes=num_classes)
+
+
+_BACKBONES = dict(rtmdet=_narrow_csp, yolox=_narrow_csp)
