@@ -16,6 +16,7 @@ from ..errors import ConfigError, NonFiniteTeacherError
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
 from .model_config import published_checkpoint, read_config, student_model
+from .packed_convolution import PackedConv2d
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -68,7 +69,8 @@ class FrozenTeacher:
     ``train()`` reaches it, and copies of the student (mmengine's EMA hook makes one) share it. The
     student moves it along to other devices.
 
-    Batch norm is folded into convolutions, these run channels-last, and the inputs are converted to
+    Batch norm is folded into convolutions, these run channels-last (on a processor with their
+    weights in its kernels' own layout), and the inputs are converted to
     the normalisation the teacher was trained with. Its assigner and losses never run.
 
     Args:
@@ -152,6 +154,9 @@ class FrozenTeacher:
     def to(self, device: torch.device) -> 'FrozenTeacher':
         """Move to ``device``; the precision stays."""
         if self.device != device:
+            for module in self._model.modules():
+                if isinstance(module, PackedConv2d):
+                    module.unpack()
             self._model.to(device)
         return self
 
@@ -213,6 +218,7 @@ def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.Conv2d and id(module) not in inside:
             module.to(dtype=dtype, memory_format=torch.channels_last)
+            PackedConv2d.convert(module)
     for operator in operators:
         _feed_plainly(operator)
     return model.requires_grad_(False)

@@ -106,14 +106,16 @@ def test_batch_norm_is_folded_and_convolutions_are_channels_last() -> None:
     teacher = FrozenTeacher(stock_with_statistics(tiny_gfl()))
     modules = list(teacher._model.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in modules)
-    convolutions = [m.weight for m in modules if type(m) is nn.Conv2d and m.kernel_size != (1, 1)]
+    convolutions = [
+        m.weight for m in modules if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)
+    ]
     assert convolutions
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
 
 
 def test_low_precision_keeps_its_weights_in_that_precision() -> None:
     teacher = FrozenTeacher(build(tiny_gfl()), 'bf16')
-    weights = [m.weight for m in teacher._model.modules() if type(m) is nn.Conv2d]
+    weights = [m.weight for m in teacher._model.modules() if isinstance(m, nn.Conv2d)]
     assert {w.dtype for w in weights} == {torch.bfloat16}
 
 
