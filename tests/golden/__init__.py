@@ -1,0 +1,1 @@
+"""One module per method: its published outputs, recomputed with the plugin's functions."""
