@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
 OVERLAPS = ('iof', 'diou')
+_BLOCK = 64  # priors
 
 
 def valuable_localization_region(
@@ -52,8 +54,9 @@ def valuable_localization_region(
     distance = centred_overlap(pair_priors, pair_gts, overlap)
     pair_threshold = threshold[gt_index]
     inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
-    iou = bbox_overlaps(pair_priors, pair_gts, is_aligned=True).where(inside, 0)
-    return weights.scatter_reduce(0, prior_index, iou, 'amax')
+    inside = inside.nonzero()[:, 0]  # a small part of the pairs
+    iou = bbox_overlaps(pair_priors[inside], pair_gts[inside], is_aligned=True)
+    return weights.scatter_reduce(0, prior_index[inside], iou, 'amax')
 
 
 def atss_thresholds(
@@ -134,16 +137,28 @@ def overlapping_pairs(
     priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices (Q,) of prior and ground truth of all pairs whose intersection has an area."""
-    left, top, right, bottom = priors.t().contiguous()
-    gt_left, gt_top, gt_right, gt_bottom = gt_bboxes.t().contiguous()[..., None]
-    overlapping = left < gt_right
-    overlapping &= right > gt_left
-    overlapping &= top < gt_bottom
-    overlapping &= bottom > gt_top
-    if valid is not None:
-        overlapping &= valid
-    gt_index, prior_index = overlapping.nonzero().unbind(1)
-    return prior_index, gt_index
+    # neighbouring priors first in blocks, most of which overlap nothing; nor does NaN, the filling
+    missing = -len(priors) % _BLOCK
+    sides = F.pad(priors.t(), (0, missing), value=torch.nan).unflatten(1, (-1, _BLOCK))
+    low, high = sides[:2].nan_to_num(torch.inf).amin(2), sides[2:].nan_to_num(-torch.inf).amax(2)
+    gt_sides = gt_bboxes.t().contiguous()[..., None]
+    gt_index, block = _intersect(torch.cat([low, high]), gt_sides).nonzero().unbind(1)
+    within = _intersect(sides.index_select(1, block), gt_sides.index_select(1, gt_index))
+    hit, offset = within.nonzero().unbind(1)
+    prior_index, gt_index = block[hit] * _BLOCK + offset, gt_index[hit]
+    if valid is None:
+        return prior_index, gt_index
+    counted = valid[prior_index]
+    return prior_index[counted], gt_index[counted]
+
+
+def _intersect(sides: Tensor, other: Tensor) -> Tensor:
+    """Whether boxes share an area; sides left, top, right, bottom come first: (4, ...) to (...)."""
+    overlapping = sides[0] < other[2]
+    overlapping &= sides[2] > other[0]
+    overlapping &= sides[1] < other[3]
+    overlapping &= sides[3] > other[1]
+    return overlapping
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
