@@ -48,7 +48,8 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
         _narrow_roi_head(model, num_classes)
     else:
         dense.update(num_classes=num_classes, stacked_convs=2 if 'tood' in family else 1)
-    dense.update(head)
+    for name, value in head.items():
+        dense[name] = value  # update() would merge it with the stock value
     return model
 
 

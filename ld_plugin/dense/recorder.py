@@ -1,6 +1,7 @@
 """Record what passes through a stock head while it computes its stock loss."""
 
 from collections import defaultdict
+from inspect import signature
 from operator import attrgetter
 from types import TracebackType
 from typing import Any
@@ -16,13 +17,15 @@ class HeadRecorder:
 
     Args:
         head: The student's head.
-        methods: Names of the methods whose return values are wanted; ``'sampler.sample'`` is one of
-            the head's sampler.
+        methods: Names of the methods whose calls are wanted; ``'sampler.sample'`` is one of the
+            head's sampler.
 
     Attributes:
         inputs: The feature levels that the head was called with, each (N, F, H, W).
         outs: What its forward returned.
         returned: Per method, the list of its return values.
+        arguments: Per method, the list of its calls' arguments by name. Heads change some of them
+            in place, lists of anchors for example.
     """
 
     def __init__(self, head: nn.Module, methods: tuple[str, ...]) -> None:
@@ -31,6 +34,7 @@ class HeadRecorder:
         self.inputs: tuple = ()
         self.outs: tuple = ()
         self.returned: dict[str, list[Any]] = defaultdict(list)
+        self.arguments: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
     def __enter__(self) -> 'HeadRecorder':
         self._hook = self.head.register_forward_hook(self._record_forward)
@@ -60,6 +64,7 @@ class HeadRecorder:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
             self.returned[name].append(result)
+            self.arguments[name].append(signature(method).bind(*args, **kwargs).arguments)
             return result
 
         return recorded

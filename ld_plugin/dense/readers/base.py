@@ -1,7 +1,7 @@
 """The interface of a reader, and the table that finds one for a head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,9 @@ from ...errors import ConfigError
 from ..context import Assignment
 from ..outputs import DenseOutputs, HeadSpec
 from ..recorder import HeadRecorder
+
+#: what the loss of a head with an assigner calls, for :attr:`DenseReader.recorded_methods`
+ASSIGNER_METHODS = ('loss_by_feat', 'get_targets', 'sampler.sample')
 
 _READERS: dict[str, type['DenseReader']] = {}
 
@@ -106,6 +109,77 @@ class DenseReader(ABC):
             quality_maps=() if outs is None else self.quality(outs),
         )
 
+    def describe(self, num_bins: int | None = None, extras: Collection[str] = ()) -> HeadSpec:
+        """The spec of a head with four box sides, out of what all stock heads have.
+
+        Args:
+            num_bins: B, of a head that predicts distributions.
+            extras: As in :class:`HeadSpec`.
+
+        Raises:
+            ConfigError: The head's classes are a softmax with a class of background.
+        """
+        head = self.head
+        if head.cls_out_channels != head.num_classes:
+            raise ConfigError(
+                f'bbox_head.loss_cls.use_sigmoid: found False in {type(head).__name__}, expected '
+                'True: each class has a score of its own, and there is none of background.'
+            )
+        generator = head.prior_generator
+        return HeadSpec(
+            name=type(head).__name__,
+            num_classes=head.num_classes,
+            strides=tuple(tuple(stride) for stride in generator.strides),
+            num_base_priors=tuple(generator.num_base_priors),
+            num_bins=num_bins,
+            box_dim=4,
+            feature_channels=head.in_channels,
+            extras=frozenset(extras),
+        )
+
+    def assigned(
+        self,
+        record: HeadRecorder,
+        labels: Sequence[Tensor],
+        label_weights: Sequence[Tensor],
+        positive_gts: Sequence[Tensor] | None = None,
+    ) -> Assignment:
+        """The assignment, with padding from the images' metas.
+
+        Args:
+            record: Of a loss whose ``loss_by_feat`` was recorded.
+            labels: Per level, (N, n_l) or flattened.
+            label_weights: Per level, likewise.
+            positive_gts: As in :class:`Assignment`; by default out of the recorded
+                ``sampler.sample``, which every head with an assigner calls once per image.
+        """
+        valid = self.valid_priors(record)
+        if positive_gts is None:
+            samples = record.returned['sampler.sample']
+            positive_gts = [sample.pos_assigned_gt_inds for sample in samples]
+        return Assignment(
+            labels=by_image(labels, len(valid)),
+            label_weights=by_image(label_weights, len(valid)),
+            valid=valid,
+            num_classes=self.head.num_classes,
+            positive_gts=positive_gts,
+        )
+
+    def valid_priors(self, record: HeadRecorder) -> Tensor:
+        """(N, P) bool, False in the padding, whatever the head's own loss does there."""
+        call = record.arguments['loss_by_feat'][-1]
+        shapes = [tuple(meta['pad_shape'][:2]) for meta in call['batch_img_metas']]
+        sizes = [level.shape[-2:] for level in call['cls_scores']]
+        flags = {
+            shape: torch.cat(
+                self.head.prior_generator.valid_flags(
+                    sizes, shape, device=call['cls_scores'][0].device
+                )
+            )
+            for shape in set(shapes)
+        }
+        return torch.stack([flags[shape] for shape in shapes])
+
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
         """All priors of one image, (P, E), from the head's own generator."""
         levels = self.head.prior_generator.grid_priors(sizes, device=device)
@@ -115,3 +189,8 @@ class DenseReader(ABC):
         # the expectation over bins is a matrix product, which autocast would round to half a bin
         with torch.autocast(rows.device.type, enabled=False):
             return self.decode(rows.float(), priors, strides)
+
+
+def by_image(levels: Sequence[Tensor], num_images: int) -> Tensor:
+    """Join values of the priors, per level (N, n_l) or (N * n_l,), image after image: (N, P)."""
+    return torch.cat([level.reshape(num_images, -1) for level in levels], dim=1)

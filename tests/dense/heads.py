@@ -1,0 +1,78 @@
+"""Stock heads of every family on random features, for the tests of their readers."""
+
+from math import ceil
+
+import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ld_plugin.dense import DenseOutputs, HeadRecorder, Positions, get_reader
+from tests.families import tiny
+
+#: height and width in pixels; the second image is padded to the size of the first
+IMAGES = (96, 128), (64, 96)
+BATCH = 96, 128
+
+
+def build_head(family: str, **head: object) -> BaseDenseHead:
+    """The dense head of a tiny model, in training mode."""
+    model = tiny(family, **head)
+    key = 'rpn_head' if 'rpn_head' in model else 'bbox_head'
+    settings = {
+        name: model[name].get('rpn', model[name]) if model.get(name) else None
+        for name in ('train_cfg', 'test_cfg')
+    }
+    return MODELS.build({**model[key], **settings}).train()
+
+
+def random_features(head: BaseDenseHead, images: int = 2) -> list[Tensor]:
+    """What a neck hands to the head for a batch of images."""
+    return [
+        torch.randn(images, head.in_channels, ceil(BATCH[0] / y), ceil(BATCH[1] / x))
+        for x, y in head.prior_generator.strides
+    ]
+
+
+def metas() -> list[dict]:
+    """Of two images, the second padded."""
+    return [dict(img_shape=size, pad_shape=size, scale_factor=(1.0, 1.0)) for size in IMAGES]
+
+
+def objects(head: BaseDenseHead, *counts: int) -> list[InstanceData]:
+    """Random ground truth of as many images as there are counts, inside the second image."""
+    gts = []
+    for count in counts:
+        corner = torch.rand(count, 2) * 40
+        size = 10 + torch.rand(count, 2) * torch.tensor([45.0, 14.0])
+        labels = torch.randint(0, head.num_classes, (count,))
+        gts.append(InstanceData(bboxes=torch.cat([corner, corner + size], dim=1), labels=labels))
+    return gts
+
+
+def record_loss(
+    head: BaseDenseHead, features: list[Tensor], gts: list[InstanceData]
+) -> HeadRecorder:
+    """Run the stock loss on the two images of :func:`metas`."""
+    with HeadRecorder(head, get_reader(head).recorded_methods) as record:
+        head.loss_by_feat(*head(features), gts, metas())
+    return record
+
+
+def everything(outputs: DenseOutputs) -> Positions:
+    """All priors of all images."""
+    shape = outputs.num_images, sum(outputs.num_level_priors)
+    return Positions.from_mask(torch.ones(shape, dtype=torch.bool), outputs.level_shapes)
+
+
+def all_boxes(outputs: DenseOutputs) -> Tensor:
+    """(N, P, 4)."""
+    levels = range(len(outputs.level_shapes))
+    return torch.cat([outputs.level_boxes(level) for level in levels], dim=1)
+
+
+def all_logits(outputs: DenseOutputs) -> Tensor:
+    """(N, P, C)."""
+    levels = range(len(outputs.level_shapes))
+    return torch.cat([outputs.level_class_logits(level) for level in levels], dim=1)
