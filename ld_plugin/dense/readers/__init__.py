@@ -1,11 +1,27 @@
 """Readers: one per head family, from its raw outputs to :class:`~ld_plugin.dense.DenseOutputs`."""
 
+from .anchor import AnchorReader
+from .atss import ATSSReader
 from .base import DenseReader, get_reader, heads_with_distributions, register_reader
+from .fcos import FCOSReader
 from .gfl import GFLReader
+from .paa import PAAReader
+from .rtmdet import RTMDetReader
+from .tood import TOODReader
+from .vfnet import VFNetReader
+from .yolox import YOLOXReader
 
 __all__ = [
+    'ATSSReader',
+    'AnchorReader',
     'DenseReader',
+    'FCOSReader',
     'GFLReader',
+    'PAAReader',
+    'RTMDetReader',
+    'TOODReader',
+    'VFNetReader',
+    'YOLOXReader',
     'get_reader',
     'heads_with_distributions',
     'register_reader',

@@ -1,0 +1,77 @@
+"""FCOS: points, distances to the sides of the box, and a branch for centerness."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from mmdet.structures.bbox import distance2bbox, get_box_tensor
+from torch import Tensor
+
+from ..context import Assignment
+from ..outputs import HeadSpec
+from ..recorder import HeadRecorder
+from .base import by_image, register_reader
+from .points import PointReader, centres, find_ground_truths
+
+
+@register_reader('FCOSHead')
+class FCOSReader(PointReader):
+    """Reads ``FCOSHead`` (Tian et al., ICCV 2019), with and without normalised distances.
+
+    Its targets hold no padding, which its loss counts as background: label weights are 1 there,
+    too, but the priors are not valid. Nor do they name ground truths, so these are found again by
+    their boxes.
+    """
+
+    recorded_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat', 'get_targets')
+
+    @property
+    def spec(self) -> HeadSpec:
+        return self.describe(extras={'quality', 'matched_gts'})
+
+    def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Distances are in pixels, those of normalised heads in training mode like all others."""
+        class_maps, box_maps, _ = outs
+        if self.head.norm_on_bbox and self.head.training:
+            strides = self.head.prior_generator.strides
+            box_maps = [level * x for level, (x, _) in zip(box_maps, strides, strict=True)]
+        return class_maps, box_maps
+
+    def quality(self, outs: tuple) -> Sequence[Tensor]:
+        return outs[2]
+
+    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        return distance2bbox(centres(priors), rows)
+
+    def assignment(self, record: HeadRecorder) -> Assignment:
+        labels, targets = record.returned['get_targets'][-1]
+        if self.head.norm_on_bbox:
+            strides = self.head.prior_generator.strides
+            targets = [level * x for level, (x, _) in zip(targets, strides, strict=True)]
+        weights = [torch.ones_like(level, dtype=torch.float32) for level in labels]
+        return self.assigned(record, labels, weights, self.matched(record, labels, targets))
+
+    def matched(
+        self, record: HeadRecorder, labels: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Per image the ground truths of its positives.
+
+        Args:
+            record: Of the loss.
+            labels: Per level, (N * n_l,).
+            targets: Per level, distances (N * n_l, 4) in pixels.
+        """
+        call = record.arguments['loss_by_feat'][-1]
+        gts = call['batch_gt_instances']
+        labels = by_image(labels, len(gts))
+        targets = torch.cat([level.view(len(gts), -1, 4) for level in targets], dim=1)
+        sizes = [level.shape[-2:] for level in call['cls_scores']]
+        points = centres(self.priors(sizes, targets.device))
+        found = []
+        for image, gt in enumerate(gts):
+            at = (labels[image] < self.head.num_classes).nonzero().squeeze(1)
+            boxes = distance2bbox(points[at], targets[image, at])
+            found.append(
+                find_ground_truths(boxes, labels[image, at], get_box_tensor(gt.bboxes), gt.labels)
+            )
+        return found
