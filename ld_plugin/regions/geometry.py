@@ -144,12 +144,10 @@ def overlapping_pairs(
     gt_sides = gt_bboxes.t().contiguous()[..., None]
     gt_index, block = _intersect(torch.cat([low, high]), gt_sides).nonzero().unbind(1)
     within = _intersect(sides.index_select(1, block), gt_sides.index_select(1, gt_index))
+    if valid is not None:
+        within &= F.pad(valid, (0, missing)).unflatten(0, (-1, _BLOCK))[block]
     hit, offset = within.nonzero().unbind(1)
-    prior_index, gt_index = block[hit] * _BLOCK + offset, gt_index[hit]
-    if valid is None:
-        return prior_index, gt_index
-    counted = valid[prior_index]
-    return prior_index[counted], gt_index[counted]
+    return block[hit] * _BLOCK + offset, gt_index[hit]
 
 
 def _intersect(sides: Tensor, other: Tensor) -> Tensor:
