@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet.registry import MODELS, TASK_UTILS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext, HeadRecorder, get_reader
+from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
 from ld_plugin.distillers import FeatureDistiller, build_distillers
 from ld_plugin.regions import Region
 from ld_plugin.registry import DISTILLERS, LOSSES, REGIONS
 from tests.contexts import context
-from tests.models import tiny_gfl
 
 FOUND = 7
 
@@ -124,35 +122,6 @@ def test_the_adapter_between_widths(step: DistillationContext) -> None:
     with torch.device('cuda'):
         distiller = build_distillers(cfg, step.student.spec, wide)['im']
     assert distiller(step).device.type == 'cuda'
-
-
-def test_gfl_reader() -> None:
-    cfg = tiny_gfl().bbox_head
-    generator = TASK_UTILS.build(cfg.anchor_generator)  # keeps its boxes on the CPU
-    with torch.device('cuda'):
-        head = MODELS.build(cfg)
-    head.prior_generator = generator
-    reader = get_reader(head)
-    sizes = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
-    features = [torch.empty(2, 32, *size, device='cuda') for size in sizes]
-    outputs = reader.read(head(features), features)
-    assert outputs.priors.device.type == 'cuda'
-    assert outputs.prior_strides.device.type == 'cuda'
-    assert outputs.level_boxes(0).device.type == 'cuda'
-    assert outputs.level_class_logits(0).device.type == 'cuda'
-
-    record = HeadRecorder(head, reader.recorded_methods)
-    counts = outputs.num_level_priors
-    labels = [torch.empty(2, n, dtype=torch.int64, device='cuda') for n in counts]
-    weights = [torch.empty(2, n, device='cuda') for n in counts]
-    record.returned['get_targets'].append(([], labels, weights, [], [], 1))
-    assignment = reader.assignment(record)
-    assert assignment.positive.device.type == 'cuda'
-    assert assignment.valid.device.type == 'cuda'
-    step = DistillationContext(outputs, outputs, assignment, [])
-    positives = step.select(REGIONS.build(dict(type='MainRegion'))).priors
-    assert outputs.boxes(positives).device.type == 'cuda'
-    assert outputs.distribution_logits(positives).shape == (5 * FOUND, 4, 17)
 
 
 class RegionWithAConstant(Region):

@@ -16,15 +16,20 @@ IMAGES = (96, 128), (64, 96)
 BATCH = 96, 128
 
 
-def build_head(family: str, **head: object) -> BaseDenseHead:
-    """The dense head of a tiny model, in training mode."""
+def head_config(family: str, **head: object) -> dict:
+    """The config of a tiny model's dense head, with what the detector would add."""
     model = tiny(family, **head)
     key = 'rpn_head' if 'rpn_head' in model else 'bbox_head'
     settings = {
         name: model[name].get('rpn', model[name]) if model.get(name) else None
         for name in ('train_cfg', 'test_cfg')
     }
-    return MODELS.build({**model[key], **settings}).train()
+    return {**model[key], **settings}
+
+
+def build_head(family: str, **head: object) -> BaseDenseHead:
+    """The dense head of a tiny model, in training mode."""
+    return MODELS.build(head_config(family, **head)).train()
 
 
 def random_features(head: BaseDenseHead, images: int = 2) -> list[Tensor]:
