@@ -5,7 +5,8 @@
     model = dict(type='DistilledSingleStageDetector', teacher=dict(...), distillers=ld_full)
 
 ``_base_`` must come first: mmengine takes a file that begins with an import for a config of another
-kind. Weights and temperatures are those of Zheng et al., CVPR 2022 and TPAMI 2023.
+kind. Weights and temperatures are those of Zheng et al., CVPR 2022 and TPAMI 2023, unless a recipe
+names another source.
 """
 
 _main_ld = dict(
@@ -69,3 +70,18 @@ imitation_decoupled = dict(
 
 imitation_gi = dict(im=_imitation('GIRegion'))
 """Feature imitation on general instances."""
+
+bckd = dict(
+    bckd_cls=dict(
+        type='ClassificationDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='BinaryKDLoss', beta=1, loss_weight=1),
+        normalizer='positives',
+    ),
+    bckd_box=dict(
+        type='BoxDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='GIoULoss', loss_weight=4),
+    ),
+)
+"""Binary classification and IoU-based localization distillation (Yang et al., ICCV 2023)."""

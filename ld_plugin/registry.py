@@ -47,7 +47,8 @@ def build(registry: Registry, cfg: Mapping[str, Any], key: str, **built: Any) ->
         return cls(**kwargs)
     except ConfigError as error:
         raise ConfigError(f'{key}.{error}') from error
-    except TypeError as error:  # a text where a number belongs
+    # a text where a number belongs; the stock losses assert what they accept
+    except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
             f'{key}: {cls.__name__} cannot be built from {cfg!r}: {error}.'
         ) from error
@@ -63,9 +64,11 @@ def _lookup(registry: Registry, name: str | type, key: str) -> type:
         known = sorted(registry.module_dict)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f' Did you mean {close[0]!r}?' if close else ''
+        # MMDetection's registry of models holds hundreds of names
+        listed = f' Registered: {", ".join(known)}.' if registry.scope == 'ld_plugin' else ''
         raise ConfigError(
-            f'{key}.type: {name!r} is not a registered {registry.name}.{hint} '
-            f'Registered: {", ".join(known)}. One of your own must be imported, '
-            f"for example by custom_imports = dict(imports=['my_module'])."
+            f'{key}.type: {name!r} is not a registered {registry.name}.{hint}{listed} '
+            'One of your own must be imported, for example by custom_imports = '
+            "dict(imports=['my_module'])."
         )
     return cls

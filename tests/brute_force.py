@@ -31,6 +31,28 @@ def kl_gradient(student: np.ndarray, teacher: np.ndarray, temperature: float) ->
     return temperature / student.shape[-1] * (p - q)
 
 
+def binary_kl(student: np.ndarray, teacher: np.ndarray, beta: float) -> np.ndarray:
+    """Binary cross entropy of sigmoid scores times |their difference|^beta, (..., C)."""
+    p, q = (sigmoid(np.asarray(z, float)) for z in (student, teacher))
+    return -(q * np.log(p) + (1 - q) * np.log(1 - p)) * np.abs(q - p) ** beta
+
+
+def binary_kl_gradient(student: np.ndarray, teacher: np.ndarray, beta: float) -> np.ndarray:
+    """Of every element of :func:`binary_kl` in the student's logits, for beta of at least 1."""
+    p, q = (sigmoid(np.asarray(z, float)) for z in (student, teacher))
+    entropy = -(q * np.log(p) + (1 - q) * np.log(1 - p))
+    slope = beta * np.abs(q - p) ** (beta - 1) * np.sign(p - q) * p * (1 - p)
+    return (p - q) * np.abs(q - p) ** beta + entropy * slope
+
+
+def generalized_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two boxes (4,)."""
+    size = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    around = np.maximum(a[2:], b[2:]) - np.minimum(a[:2], b[:2])
+    union = sum(np.prod(box[2:] - box[:2]) for box in (a, b)) - size.prod()
+    return overlap(a, b) - (around.prod() - union) / max(around.prod(), 1e-6)
+
+
 def overlap(a: np.ndarray, b: np.ndarray, over: str = 'union') -> float:
     """Intersection of two boxes (4,) over their union, or over the area of the first."""
     size = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)

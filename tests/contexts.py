@@ -25,7 +25,7 @@ def decode(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
 def outputs(
     images: int = 2, priors_per_cell: int = 1, seed: int = 0, requires_grad: bool = False
 ) -> DenseOutputs:
-    """Random maps of 3 classes, 5 bins and 2 feature channels on three levels."""
+    """Random maps of 3 classes, 5 bins, a quality and 2 feature channels on three levels."""
     generator = torch.Generator().manual_seed(seed)
     boxes, sizes = anchors(*IMAGE, STRIDES)
 
@@ -48,12 +48,14 @@ def outputs(
             num_bins=5,
             box_dim=4,
             feature_channels=2,
+            extras=frozenset({'quality', 'matched_gts'}),
         ),
         class_maps=maps(priors_per_cell * 3),
         box_maps=maps(priors_per_cell * 4 * 5),
         features=maps(2),
         priors=(centre + (priors - centre) * scales[:, None]).flatten(0, 1),
         decoder=decode,
+        quality_maps=maps(priors_per_cell),
     )
 
 
@@ -76,11 +78,22 @@ def context(images: int = 2, priors_per_cell: int = 1, seed: int = 0) -> Distill
     corner = torch.rand(images, 3, 2, generator=generator) * 30
     size = 6 + torch.rand(images, 3, 2, generator=generator) * 20
     boxes = torch.cat([corner, corner + size], dim=-1)
+    counts = [(3 - i) % 4 for i in range(images)]
+    labels.masked_fill_(torch.tensor(counts)[:, None] == 0, 3)  # without objects, no positives
     return DistillationContext(
         student=student,
         teacher=outputs(images, priors_per_cell, seed + 1),
-        assignment=Assignment(labels, valid.float(), valid, num_classes=3),
-        gt_bboxes=[boxes[i, : (3 - i) % 4] for i in range(images)],
+        assignment=Assignment(
+            labels,
+            valid.float(),
+            valid,
+            num_classes=3,
+            positive_gts=[
+                image[(image < 3).nonzero()[:, 0]] % max(count, 1)
+                for image, count in zip(labels, counts, strict=True)
+            ],
+        ),
+        gt_bboxes=[boxes[i, :count] for i, count in enumerate(counts)],
     )
 
 
@@ -94,7 +107,7 @@ def take_images(whole: DistillationContext, images: Sequence[int]) -> Distillati
     def take(dense: DenseOutputs) -> DenseOutputs:
         maps = {
             name: [level[index] for level in getattr(dense, name)]
-            for name in ('class_maps', 'box_maps', 'features')
+            for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
         }
         return replace(dense, **maps)
 
@@ -107,6 +120,7 @@ def take_images(whole: DistillationContext, images: Sequence[int]) -> Distillati
             assigned.label_weights[index],
             assigned.valid[index],
             assigned.num_classes,
+            [assigned.positive_gts[i] for i in images],
         ),
         gt_bboxes=[whole.gt_bboxes[i] for i in images],
     )

@@ -32,8 +32,15 @@ class SevenNonzero(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def gradients(output: Tensor, inputs: list[Tensor], **options: bool) -> list[Tensor]:
+    """What ``torch.autograd.grad`` gives; its engine asks for a device that exists."""
+    assert output.is_cuda
+    return [torch.empty_like(x) for x in inputs]
+
+
 @pytest.fixture(autouse=True)
-def fake_cuda() -> Iterator[None]:
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.autograd, 'grad', gradients)
     with FakeTensorMode(), SevenNonzero():
         yield
 
@@ -45,21 +52,22 @@ def on_cuda(x: Tensor) -> Tensor:
 def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
     maps = {
         name: [on_cuda(level) for level in getattr(dense, name)]
-        for name in ('class_maps', 'box_maps', 'features')
+        for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
     }
     return replace(dense, priors=on_cuda(dense.priors), **maps)
 
 
 def cuda_context(priors_per_cell: int) -> DistillationContext:
     plain = context(images=3, priors_per_cell=priors_per_cell)
+    assigned = plain.assignment
     labels, label_weights, valid = (
-        on_cuda(x)
-        for x in (plain.assignment.labels, plain.assignment.label_weights, plain.assignment.valid)
+        on_cuda(x) for x in (assigned.labels, assigned.label_weights, assigned.valid)
     )
+    positive_gts = [on_cuda(index) for index in assigned.positive_gts]
     return DistillationContext(
         student=cuda_outputs(plain.student),
         teacher=cuda_outputs(plain.teacher),
-        assignment=Assignment(labels, label_weights, valid, plain.assignment.num_classes),
+        assignment=Assignment(labels, label_weights, valid, assigned.num_classes, positive_gts),
         gt_bboxes=[on_cuda(boxes) for boxes in plain.gt_bboxes],
     )
 

@@ -113,6 +113,10 @@ class DenseOutputs:
         """Class logits at the selected priors, (K, C)."""
         return at.gather(self.class_maps)
 
+    def quality_logits(self, at: Positions) -> Tensor:
+        """Quality logits at the selected priors, (K, 1)."""
+        return at.gather(self.quality_maps)
+
     @property
     def class_views(self) -> list[Tensor]:
         """All class logits without a copy: per level a view (N, A, H, W, C)."""
@@ -138,13 +142,26 @@ class DenseOutputs:
 
     def level_boxes(self, level: int) -> Tensor:
         """All decoded boxes of a level, (N, n_l, E) in pixels."""
-        rows = level_rows(self.box_maps[level], self.spec.num_base_priors[level]).float()
+        return self.decode_level(level, self.box_maps[level])
+
+    def decode_level(self, level: int, box_map: Tensor) -> Tensor:
+        """Boxes (N, n_l, E) in pixels out of a regression map (N, A * D, H, W) of a level."""
+        rows = level_rows(box_map, self.spec.num_base_priors[level]).float()
         start = sum(self.num_level_priors[:level])
         here = slice(start, start + rows.shape[1])
         priors = self.priors[here].expand(rows.shape[0], -1, -1)
         strides = self.prior_strides[here].expand(rows.shape[0], -1, -1)
         boxes = self.decoder(rows.flatten(0, 1), priors.flatten(0, 1), strides.flatten(0, 1))
         return boxes.unflatten(0, rows.shape[:2])
+
+
+def prior_views(values: Tensor, level_shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    """View values of all priors (N, P) as (N, A, H, W) per level, beside the class views."""
+    parts = values.split([h * w * a for h, w, a in level_shapes], dim=1)
+    return [
+        part.unflatten(1, shape).movedim(-1, 1)
+        for part, shape in zip(parts, level_shapes, strict=True)
+    ]
 
 
 def anchor_view(level_map: Tensor, num_base_priors: int) -> Tensor:

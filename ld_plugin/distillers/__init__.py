@@ -1,12 +1,14 @@
 """WHAT is mimicked: each distiller reads one quantity of both models and hands it to a loss."""
 
 from .base import Distiller, build_distillers
+from .box import BoxDistiller
 from .classification import ClassificationDistiller
 from .feature import FeatureDistiller
 from .localization import LocalizationDistiller
 from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
 
 __all__ = [
+    'BoxDistiller',
     'ClassificationDistiller',
     'ConstantSchedule',
     'Distiller',

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ..dense import DistillationContext, HeadSpec
@@ -30,11 +31,13 @@ class Distiller(nn.Module, ABC):
             ``'head_features'`` (what the head's stacked convolutions pass on).
         reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
             ground truth).
+        loss_registry: Where ``loss`` is looked up.
         defaults: Configs of the parts that a user leaves out.
     """
 
     reads: ClassVar[frozenset[str]]
     reads_of_student: ClassVar[frozenset[str]] = frozenset()
+    loss_registry: ClassVar[Registry] = LOSSES
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def __init__(
@@ -143,7 +146,8 @@ def _build_distiller(
         cls = DISTILLERS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
         defaults = getattr(cls, 'defaults', {})
         cfg = {**defaults, **cfg}
-        for part, registry in (('loss', LOSSES), ('schedule', SCHEDULES)):
+        losses = getattr(cls, 'loss_registry', LOSSES)
+        for part, registry in (('loss', losses), ('schedule', SCHEDULES)):
             if part in cfg:
                 parts[part] = build(registry, cfg.pop(part), f'{key}.{part}')
         if 'region' in cfg:

@@ -1,14 +1,23 @@
 """HOW a difference is measured: pure functions, and thin registered modules over them."""
 
 from .base import DistillationLoss
+from .binary import BinaryKDLoss
 from .distribution import DistributionKLLoss
+from .eager_gradient import eager_gradient
 from .feature import FeatureMSELoss
-from .functional import distribution_kl, feature_squared_error
+from .functional import (
+    distribution_kl,
+    feature_squared_error,
+    modulated_binary_cross_entropy,
+)
 
 __all__ = [
+    'BinaryKDLoss',
     'DistillationLoss',
     'DistributionKLLoss',
     'FeatureMSELoss',
     'distribution_kl',
+    'eager_gradient',
     'feature_squared_error',
+    'modulated_binary_cross_entropy',
 ]

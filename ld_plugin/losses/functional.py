@@ -36,6 +36,30 @@ def distribution_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return divergence.mean(dim=-1) * temperature**2
 
 
+def modulated_binary_cross_entropy(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    r"""Binary cross entropy of every class, weighted by how much the scores differ.
+
+    .. math:: |s_T - s_S|^\beta \, \mathrm{BCE}(s_S, s_T), \quad s = \mathrm{sigmoid}(z)
+
+    BCKD (Yang et al., ICCV 2023) and, as the quality focal loss against the teacher's score,
+    CrossKD (Wang et al., CVPR 2024) compare the scores of sigmoid classifiers with it. The factor
+    in front carries a gradient, too.
+
+    Args:
+        student: Logits, (..., C).
+        teacher: Logits, (..., C).
+        beta: Exponent, 0 or at least 1; with 0 it is plain binary cross entropy.
+
+    Returns:
+        (..., C). Where the scores are equal, value (unless ``beta`` is 0) and gradient are 0.
+    """
+    student, target = at_least_float32(student), at_least_float32(teacher.detach()).sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(student, target, reduction='none')
+    if beta == 0:
+        return entropy
+    return entropy * (target - student.sigmoid()).abs().pow(beta)
+
+
 def feature_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference averaged over the channels: (..., C) and (..., C) to (...)."""
     difference = at_least_float32(student) - at_least_float32(teacher.detach())

@@ -14,5 +14,7 @@ class BackgroundRegion(InsideGTRegion):
     ``dict(type='BackgroundRegion')``; with :class:`InsideGTRegion` it makes decoupled imitation.
     """
 
+    whole_levels = True
+
     def weights(self, context: DistillationContext) -> Tensor:
         return context.assignment.valid & ~super().weights(context)

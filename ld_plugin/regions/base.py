@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
+from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from ..dense import DistillationContext, Positions
@@ -37,6 +38,17 @@ class Selection:
             return self.priors
         return Positions.cells_from_mask(self.weights > 0, self.shapes)
 
+    @cached_property
+    def mean_level_counts(self) -> Tensor:
+        """(L,), selected priors of every level, averaged over the GPUs; 1 where there are none.
+
+        For regions that are read as whole levels; :attr:`Positions.mean_level_count` is the same
+        for gathered positions. Every process must ask for it.
+        """
+        parts = (self.weights > 0).split([h * w * a for h, w, a in self.shapes], dim=1)
+        counts = reduce_mean(torch.stack([part.sum() for part in parts]).float())
+        return counts.where(counts > 0, 1)
+
 
 class Region(ABC):
     """Selects priors of a batch. Equal configs share one region, computed once per batch.
@@ -44,11 +56,14 @@ class Region(ABC):
     Attributes:
         ld_divisor: The constant under localization distillation's sum over the region (published: 4
             for positives, 16 for the valuable localization region).
+        whole_levels: Whether it holds so many priors that reading whole levels costs less than
+            gathering.
         reads: Which of the teacher's outputs the region looks at, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`.
     """
 
     ld_divisor: ClassVar[float] = 4.0
+    whole_levels: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod

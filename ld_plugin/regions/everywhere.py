@@ -16,6 +16,8 @@ class EverywhereRegion(Region):
             for the valuable localization region of point-based heads.
     """
 
+    whole_levels = True
+
     def __init__(self, exclude_positives: bool = False) -> None:
         self.exclude_positives = exclude_positives
 

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ld_plugin.detectors import FrozenTeacher
-from ld_plugin.recipes import imitation_decoupled, imitation_fine_grained, imitation_gi, ld_full
+from ld_plugin.recipes import (
+    bckd,
+    imitation_decoupled,
+    imitation_fine_grained,
+    imitation_gi,
+    ld_full,
+)
 from ld_plugin.regions import ValuableLocalizationRegion
 from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
 
@@ -26,6 +32,7 @@ EVERYTHING = dict(
     im_fine=imitation_fine_grained['im'],
     im_gi=imitation_gi['im'],
     **imitation_decoupled,
+    **bckd,
 )
 SHAPES = [(128, 128), (96, 128), (64, 128), (128, 96)]
 

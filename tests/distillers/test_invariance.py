@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,21 +10,28 @@ import torch
 from torch import Tensor
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
-from ld_plugin.distillers import (
-    ClassificationDistiller,
-    Distiller,
-    FeatureDistiller,
-    LocalizationDistiller,
-    build_distillers,
-)
+from ld_plugin.distillers import Distiller, build_distillers
 from ld_plugin.registry import REGIONS
 from tests import brute_force
 from tests.contexts import context, take_images
 
-DISTILLERS = [LocalizationDistiller, ClassificationDistiller, FeatureDistiller]
-every_distiller = pytest.mark.parametrize('kind', DISTILLERS)
-every_region = pytest.mark.parametrize('region', sorted(REGIONS.module_dict))
-MAPS = 'class_maps', 'box_maps', 'features'
+ANYWHERE = {
+    'box': dict(type='BoxDistiller'),
+    'im': dict(type='FeatureDistiller'),
+    'kd': dict(type='ClassificationDistiller'),
+    'kd_binary': dict(
+        type='ClassificationDistiller', loss=dict(type='BinaryKDLoss'), normalizer='positives'
+    ),
+    'ld': dict(type='LocalizationDistiller'),
+}
+every_distiller = pytest.mark.parametrize('cfg', ANYWHERE.values(), ids=ANYWHERE)
+EVERYWHERE = {
+    f'{name}-{region}': dict(cfg, region=dict(type=region))
+    for name, cfg in ANYWHERE.items()
+    for region in sorted(REGIONS.module_dict)
+}
+on_every_region = pytest.mark.parametrize('cfg', EVERYWHERE.values(), ids=EVERYWHERE)
+MAPS = 'class_maps', 'box_maps', 'features', 'quality_maps'
 
 
 @pytest.fixture(params=[1, 3], ids=['1 prior per cell', '3 priors per cell'])
@@ -31,9 +39,8 @@ def step(request: pytest.FixtureRequest) -> DistillationContext:
     return context(images=4, priors_per_cell=request.param)
 
 
-def make(kind: type[Distiller], region: str, step: DistillationContext) -> Distiller:
-    cfg = dict(x=dict(type=kind.__name__, region=dict(type=region)))
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+def make(cfg: dict[str, Any], step: DistillationContext) -> Distiller:
+    return build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x']
 
 
 def student_maps(step: DistillationContext) -> list[Tensor]:
@@ -51,17 +58,25 @@ def loss_and_gradients(
     return loss.detach(), list(gradients)
 
 
+def relabelled(assignment: Assignment, labels: Tensor) -> Assignment:
+    """Other labels; every positive belongs to its image's first object."""
+    return replace(
+        assignment,
+        labels=labels,
+        positive_gts=[(image < 3).nonzero()[:, 0] * 0 for image in labels],
+    )
+
+
 def with_maps(dense: DenseOutputs, change) -> DenseOutputs:
     return replace(dense, **{name: [change(m) for m in getattr(dense, name)] for name in MAPS})
 
 
-@every_distiller
-@every_region
+@on_every_region
 @pytest.mark.parametrize('images', [[2, 0, 3, 1], [0, 1, 2, 3] * 2], ids=['permuted', 'repeated'])
 def test_the_same_images_give_the_same_loss(
-    step: DistillationContext, kind: type[Distiller], region: str, images: Sequence[int]
+    step: DistillationContext, cfg: dict[str, Any], images: Sequence[int]
 ) -> None:
-    distiller = make(kind, region, step)
+    distiller = make(cfg, step)
     loss, gradients = loss_and_gradients(distiller, step, step)
     again, gradients_again = loss_and_gradients(distiller, take_images(step, images), step)
     assert loss > 0
@@ -70,21 +85,18 @@ def test_the_same_images_give_the_same_loss(
         torch.testing.assert_close(ours, expected)
 
 
-@every_region
+@pytest.mark.parametrize('region', sorted(REGIONS.module_dict))
 def test_halves_of_a_batch_average_to_the_loss_of_the_whole(
     step: DistillationContext, region: str
 ) -> None:
-    distiller = make(LocalizationDistiller, region, step)
+    distiller = make(dict(type='LocalizationDistiller', region=dict(type=region)), step)
     halves = [distiller(take_images(step, images)) for images in ([0, 1], [2, 3])]
     torch.testing.assert_close(sum(halves) / 2, distiller(step))
 
 
-@every_distiller
-@every_region
-def test_an_equal_teacher_teaches_nothing(
-    step: DistillationContext, kind: type[Distiller], region: str
-) -> None:
-    distiller = make(kind, region, step)
+@on_every_region
+def test_an_equal_teacher_teaches_nothing(step: DistillationContext, cfg: dict[str, Any]) -> None:
+    distiller = make(cfg, step)
     equal = replace(step, teacher=with_maps(step.student, Tensor.detach))
     loss, gradients = loss_and_gradients(distiller, equal, equal)
     assert loss.abs() < 1e-6
@@ -92,11 +104,10 @@ def test_an_equal_teacher_teaches_nothing(
 
 
 @every_distiller
-def test_a_batch_without_ground_truth(step: DistillationContext, kind: type[Distiller]) -> None:
-    labels = torch.full_like(step.assignment.labels, 3)
+def test_a_batch_without_ground_truth(step: DistillationContext, cfg: dict[str, Any]) -> None:
     empty = replace(
         step,
-        assignment=replace(step.assignment, labels=labels),
+        assignment=relabelled(step.assignment, torch.full_like(step.assignment.labels, 3)),
         gt_bboxes=[torch.zeros(0, 4)] * 4,
     )
     for region in (
@@ -105,19 +116,22 @@ def test_a_batch_without_ground_truth(step: DistillationContext, kind: type[Dist
         'InsideGTRegion',
         'FineGrainedRegion',
     ):
-        check_zero(make(kind, region, empty), empty)
+        check_zero(make(dict(cfg, region=dict(type=region)), empty), empty)
 
 
-@every_distiller
-@every_region
-def test_a_batch_that_is_ignored_altogether(
-    step: DistillationContext, kind: type[Distiller], region: str
-) -> None:
+@on_every_region
+def test_a_batch_that_is_ignored_altogether(step: DistillationContext, cfg: dict[str, Any]) -> None:
     nothing = torch.zeros_like(step.assignment.valid)
     ignored = replace(
-        step, assignment=replace(step.assignment, label_weights=nothing.float(), valid=nothing)
+        step,
+        assignment=replace(
+            step.assignment,
+            label_weights=nothing.float(),
+            valid=nothing,
+            positive_gts=[torch.zeros(0, dtype=torch.int64)] * 4,
+        ),
     )
-    check_zero(make(kind, region, ignored), ignored)
+    check_zero(make(cfg, ignored), ignored)
 
 
 def check_zero(distiller: Distiller, step: DistillationContext) -> None:
@@ -130,23 +144,24 @@ def check_zero(distiller: Distiller, step: DistillationContext) -> None:
 
 
 @every_distiller
-def test_one_positive_in_a_batch_of_one(kind: type[Distiller]) -> None:
+def test_one_positive_in_a_batch_of_one(cfg: dict[str, Any]) -> None:
     step = context(images=1)
     labels = torch.full_like(step.assignment.labels, 3)
     labels[0, 5] = 1
-    step = replace(step, assignment=replace(step.assignment, labels=labels))
-    loss, gradients = loss_and_gradients(make(kind, 'MainRegion', step), step, step)
+    step = replace(step, assignment=relabelled(step.assignment, labels))
+    loss, gradients = loss_and_gradients(
+        make(dict(cfg, region=dict(type='MainRegion')), step), step, step
+    )
     assert loss > 0
     assert sum(int((g != 0).any(1).sum()) for g in gradients) == 1
 
 
-@every_distiller
-@every_region
+@on_every_region
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_maps_give_nearly_the_same_loss(
-    step: DistillationContext, kind: type[Distiller], region: str, dtype: torch.dtype
+    step: DistillationContext, cfg: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    distiller = make(kind, region, step)
+    distiller = make(cfg, step)
     half = replace(
         step,
         student=with_maps(step.student, lambda m: m.detach().to(dtype).requires_grad_()),
@@ -180,7 +195,7 @@ def test_localization_distillation_of_every_position(step: DistillationContext) 
     each = brute_force.kl(rows(step.student), rows(step.teacher), temperature=10).sum(-1)
     # reference_images 3, four images, divisor 4, loss weight 0.25
     expected = 0.25 * (weights.numpy() * each).sum() / 4 * 3 / 4
-    ours = make(LocalizationDistiller, 'MainRegion', step)(step)
+    ours = make(dict(type='LocalizationDistiller', region=dict(type='MainRegion')), step)(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -190,7 +205,7 @@ def test_classification_distillation_averages_over_every_level(step: Distillatio
     for level, positive in enumerate(positives):
         rows = [m.level_class_logits(level).detach().numpy() for m in (step.student, step.teacher)]
         expected += 10 * brute_force.kl(*rows, temperature=2)[positive.numpy()].mean()
-    ours = make(ClassificationDistiller, 'MainRegion', step)(step)
+    ours = make(dict(type='ClassificationDistiller', region=dict(type='MainRegion')), step)(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -202,5 +217,5 @@ def test_feature_distillation_averages_over_every_levels_cells(step: Distillatio
         cells = positive.view(4, h, w, a).any(-1)
         squares = (step.student.features[level].detach() - step.teacher.features[level]) ** 2
         expected += 2 * squares.mean(1)[cells].mean().item()
-    ours = make(FeatureDistiller, 'MainRegion', step)(step)
+    ours = make(dict(type='FeatureDistiller', region=dict(type='MainRegion')), step)(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)

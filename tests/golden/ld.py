@@ -266,8 +266,10 @@ class HeadBatch:
         self.maps = {
             name: [level.requires_grad_() for level in case.levels(name)]
             for name in ('cls_score', 'bbox_pred', 'x')
+            if f'lvl0_{name}' in case
         }
-        scores, boxes, features = self.maps.values()
+        scores, boxes = self.maps['cls_score'], self.maps['bbox_pred']
+        features = self.maps.get('x', scores)  # some files have none, and need none
         self.strides = case['strides'].tolist()
         self.head = make_head(
             level_rows(scores[0], 1)[0],
@@ -290,7 +292,8 @@ class HeadBatch:
         self.context = DistillationContext(
             student=reader.read((scores, boxes), features),
             teacher=reader.read(
-                (case.levels('soft_label'), case.levels('soft_target')), case.levels('teacher_x')
+                (case.levels('soft_label'), case.levels('soft_target')),
+                case.levels('teacher_x') if 'x' in self.maps else scores,
             ),
             assignment=Assignment(
                 labels=torch.cat(case.levels('labels'), dim=1),
@@ -302,7 +305,7 @@ class HeadBatch:
         )
 
     @property
-    def _has_positives(self) -> list[bool]:
+    def has_positives(self) -> list[bool]:
         """Of every level."""
         parts = self.context.assignment.positive.split(self.context.student.num_level_priors, dim=1)
         return [bool(part.any()) for part in parts]
@@ -342,6 +345,8 @@ class HeadBatch:
     def _rows_of_labelled_images(self, ours: dict[str, Tensor]) -> Iterator[Row]:
         labelled = torch.tensor([len(gts) > 0 for gts in self.gts])
         for name, values in ours.items():
+            if f'lvl0_{name}' not in self.case:
+                continue
             expected = torch.cat(self.case.levels(name), dim=1)
             yield Row(f'lvl*_{name}', values[labelled], expected[labelled])
 
@@ -375,10 +380,10 @@ class HeadBatch:
 
     def distillation_losses(self) -> dict[str, list[Tensor]]:
         return {
-            'loss_ld': self._per_level(self._localization, MainRegion()),
-            'loss_ld_vlr': self._per_level(self._localization, self._vlr),
-            'loss_kd': self._per_level(_classification, MainRegion()),
-            'loss_kd_neg': [0 * loss for loss in self._per_level(_classification, self._vlr)],
+            'loss_ld': self.per_level(self._localization, MainRegion()),
+            'loss_ld_vlr': self.per_level(self._localization, self._vlr),
+            'loss_kd': self.per_level(_classification, MainRegion()),
+            'loss_kd_neg': [0 * loss for loss in self.per_level(_classification, self._vlr)],
         }
 
     def check_whole_pyramid(self) -> Iterator[Row]:
@@ -410,7 +415,7 @@ class HeadBatch:
         for mode, region in regions.items():
             if f'out_ran_{mode}' not in case:
                 continue
-            foreground = self._per_level(_imitation, GivenRegion(region))
+            foreground = self.per_level(_imitation, GivenRegion(region))
             losses[f'loss_im_{mode}'] = [
                 self._imitation_loss(mode, level, loss, region)
                 if case[f'out_ran_{mode}'][level]
@@ -420,7 +425,7 @@ class HeadBatch:
         return losses
 
     def _imitation_loss(self, mode: str, level: int, foreground: Tensor, region: Tensor) -> Tensor:
-        if not self._has_positives[level]:
+        if not self.has_positives[level]:
             return foreground * 0
         if not mode.startswith('decouple'):
             return foreground
@@ -450,7 +455,7 @@ class HeadBatch:
         loss = DistributionKLLoss(temperature=10, loss_weight=0.25)
         return LocalizationDistiller(region, loss, reference_images=self.num_images)
 
-    def _per_level(self, make: Callable[[Region], Distiller], region: Region) -> list[Tensor]:
+    def per_level(self, make: Callable[[Region], Distiller], region: Region) -> list[Tensor]:
         levels = range(len(self.strides))
         return [make(OnLevel(region, level))(self.context) for level in levels]
 

@@ -6,15 +6,18 @@ from hypothesis import strategies as st
 
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import (
+    BinaryKDLoss,
     DistributionKLLoss,
     FeatureMSELoss,
     distribution_kl,
     feature_squared_error,
+    modulated_binary_cross_entropy,
 )
 from ld_plugin.losses.functional import at_least_float32
 from tests import brute_force
 
 MODULES = [
+    pytest.param(BinaryKDLoss(beta=2, loss_weight=0.5), id='BinaryKDLoss'),
     pytest.param(DistributionKLLoss(temperature=3, loss_weight=0.5), id='DistributionKLLoss'),
     pytest.param(FeatureMSELoss(loss_weight=0.5), id='FeatureMSELoss'),
 ]
@@ -54,10 +57,43 @@ def test_feature_squared_error_of_a_small_example():
     torch.testing.assert_close(error, torch.tensor([2.5]))
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    count=st.integers(1, 5),
+    classes=st.integers(1, 20),
+    beta=st.sampled_from([1.0, 1.5, 2.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_modulated_binary_cross_entropy_follows_the_formula(count, classes, beta, seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(2, count, classes, generator=generator) * 3).unbind()
+    student.requires_grad_()
+    loss = modulated_binary_cross_entropy(student, teacher, beta)
+    loss.sum().backward()
+    given_rows = student.detach().numpy(), teacher.numpy(), beta
+    expected = brute_force.binary_kl(*given_rows)
+    np.testing.assert_allclose(loss.detach().numpy(), expected, atol=1e-6, rtol=1e-4)
+    expected = brute_force.binary_kl_gradient(*given_rows)
+    np.testing.assert_allclose(student.grad.numpy(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_binary_cross_entropy_where_logits_are_zero_or_large():
+    # entropy ln 2 and slope 1/2 - y at 0; no overflow far from it
+    student = torch.tensor([0.0, 200.0, -200.0], requires_grad=True)
+    teacher = torch.tensor([np.log(3), -200.0, 200.0], dtype=torch.float32)
+    loss = modulated_binary_cross_entropy(student, teacher, 0.0)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, torch.tensor([np.log(2), 200.0, 200.0], dtype=torch.float32))
+    torch.testing.assert_close(student.grad, torch.tensor([-0.25, 1.0, -1.0]))
+    assert modulated_binary_cross_entropy(student, teacher, 1.0).tolist()[1:] == [200.0, 200.0]
+
+
 def test_gradients_agree_with_finite_differences():
     student, teacher = rows(4, 6, dtype=torch.float64), rows(4, 6, dtype=torch.float64).detach()
     for function in (
         lambda s: distribution_kl(s, teacher, 2.0),
+        lambda s: modulated_binary_cross_entropy(s, teacher, 0.0),
+        lambda s: modulated_binary_cross_entropy(s, teacher, 1.0),
         lambda s: feature_squared_error(s, teacher),
     ):
         assert torch.autograd.gradcheck(function, student)
@@ -178,6 +214,8 @@ def test_a_bin_without_probability_counts_nothing():
         (lambda: DistributionKLLoss(loss_weight=float('nan')), 'loss_weight: found nan'),
         (lambda: DistributionKLLoss(temperature=-2), 'temperature: found -2'),
         (lambda: DistributionKLLoss(loss_weight=-1), 'loss_weight: found -1'),
+        (lambda: BinaryKDLoss(beta=0.5), 'beta: found 0.5, expected 0 or at least 1'),
+        (lambda: BinaryKDLoss(beta=float('nan')), 'beta: found nan'),
         (lambda: FeatureMSELoss(loss_weight=-0.5), 'loss_weight: found -0.5'),
     ],
 )

@@ -1,0 +1,117 @@
+"""BCKD on contexts: values position by position, other losses and regions, bad configs."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+from ld_plugin.dense import DistillationContext
+from ld_plugin.distillers import Distiller, build_distillers
+from ld_plugin.errors import ConfigError
+from tests import brute_force
+from tests.contexts import context
+
+
+def make(step: DistillationContext, **cfg) -> Distiller:
+    cfg = dict(x=dict(cfg))
+    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+
+
+def rows(step: DistillationContext, read: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of student and teacher, (N, P, ...)."""
+    return tuple(
+        torch.cat([getattr(dense, read)(level) for level in range(3)], dim=1).detach().numpy()
+        for dense in (step.student, step.teacher)
+    )
+
+
+@pytest.fixture(params=[1, 9], ids=['1 prior per cell', '9 priors per cell'])
+def step(request: pytest.FixtureRequest) -> DistillationContext:
+    return context(images=3, priors_per_cell=request.param)
+
+
+def test_classification_everywhere(step: DistillationContext) -> None:
+    distiller = make(
+        step,
+        type='ClassificationDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='BinaryKDLoss', loss_weight=2),
+        normalizer='positives',
+    )
+    each = brute_force.binary_kl(*rows(step, 'level_class_logits'), beta=1).sum(-1)
+    assigned = step.assignment
+    expected = 2 * (each * assigned.valid.numpy()).sum() / assigned.positive.sum().item()
+    assert distiller(step).item() == pytest.approx(expected, rel=1e-5)
+
+
+def expected_box_loss(step: DistillationContext, weights: np.ndarray) -> float:
+    scores = [brute_force.sigmoid(z) for z in rows(step, 'level_class_logits')]
+    weights = weights * np.abs(scores[0] - scores[1]).max(-1)
+    boxes = [b.reshape(-1, 4) for b in rows(step, 'level_boxes')]
+    giou = np.array([brute_force.generalized_iou(*pair) for pair in zip(*boxes, strict=True)])
+    total = (weights.reshape(-1) * (1 - giou)).sum()
+    return 4 * total / max(step.assignment.positive.sum().item(), 1)
+
+
+def test_boxes_everywhere(step: DistillationContext) -> None:
+    expected = expected_box_loss(step, step.assignment.valid.numpy())
+    loss = make(step, type='BoxDistiller')(step)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(level.grad is None for level in step.student.class_maps)
+    assert all(level.grad.abs().sum() > 0 for level in step.student.box_maps)
+
+
+def test_boxes_of_the_positives(step: DistillationContext) -> None:
+    expected = expected_box_loss(step, step.assignment.positive.numpy())
+    distiller = make(step, type='BoxDistiller', region=dict(type='MainRegion'))
+    assert distiller(step).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('loss', ['IoULoss', 'DIoULoss', 'CIoULoss', 'L1Loss', 'SmoothL1Loss'])
+@pytest.mark.parametrize('region', ['EverywhereRegion', 'MainRegion'])
+def test_other_stock_losses(step: DistillationContext, loss: str, region: str) -> None:
+    distiller = make(
+        step, type='BoxDistiller', loss=dict(type=loss, loss_weight=2), region=dict(type=region)
+    )
+    value = distiller(step)
+    value.backward()
+    assert 0 < value < 1e4
+    assert all(level.grad.isfinite().all() for level in step.student.box_maps)
+
+
+def test_the_loss_is_found_whatever_the_default_scope_is(step: DistillationContext) -> None:
+    with DefaultScope.overwrite_default_scope('mmrotate'):
+        distiller = make(step, type='BoxDistiller', loss=dict(type='GIoULoss', loss_weight=4))
+    assert type(distiller.loss).__name__ == 'GIoULoss'
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (
+            dict(type='BoxDistiller', loss=dict(type='GIoUloss')),
+            "^model.distillers.x.loss.type: 'GIoUloss' is not a registered model. "
+            "Did you mean 'GIoULoss'",
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='GIoULoss', weight=4)),
+            '^model.distillers.x.loss: GIoULoss cannot be built.*weight.*It accepts: eps',
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='IoULoss', mode='cubic')),
+            '^model.distillers.x.loss: IoULoss cannot be built',
+        ),
+        (
+            dict(type='ClassificationDistiller', normalizer='images'),
+            "^model.distillers.x.normalizer: found 'images', expected one of",
+        ),
+        (
+            dict(type='ClassificationDistiller', loss=dict(type='BinaryKDLoss', beta=0.1)),
+            '^model.distillers.x.loss.beta: found 0.1',
+        ),
+    ],
+)
+def test_bad_configs(step: DistillationContext, cfg: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(step, **cfg)

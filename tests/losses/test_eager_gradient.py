@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import Tensor
+
+from ld_plugin.losses import eager_gradient, feature_squared_error, modulated_binary_cross_entropy
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    return (x.sigmoid() * y.square()).sum()
+
+
+def test_value_and_gradients_are_those_of_the_plain_function():
+    plain = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    eager = [x.detach().clone().requires_grad_() for x in plain]
+    value = 3 * eager_gradient(product, *eager)
+    torch.testing.assert_close(value, 3 * product(*plain))
+    value.backward()
+    (3 * product(*plain)).backward()
+    for ours, expected in zip(eager, plain, strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+    assert torch.autograd.gradcheck(lambda x, y: eager_gradient(product, x, y), eager)
+
+
+@pytest.mark.parametrize('beta', [0, 1, 2.5])
+def test_gradcheck_of_a_distillation_loss(beta: float):
+    student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s: eager_gradient(
+            lambda x: modulated_binary_cross_entropy(x, teacher, beta).sum(), s
+        ),
+        student,
+    )
+
+
+def test_views_and_inputs_without_gradient():
+    level_map = torch.randn(2, 6, 4, 5, requires_grad=True)
+    view = level_map.unflatten(1, (2, 3)).movedim(2, -1)
+    other = torch.randn(view.shape)
+    eager_gradient(product, view, other).backward()
+    assert other.grad is None
+    expected = level_map.detach().requires_grad_()
+    product(expected.unflatten(1, (2, 3)).movedim(2, -1), other).backward()
+    torch.testing.assert_close(level_map.grad, expected.grad)
+
+
+def test_an_unused_input_has_no_gradient():
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    eager_gradient(lambda x, _: x.sum(), used, unused).backward()
+    assert used.grad.tolist() == [1, 1]
+    assert not unused.grad.any()
+
+
+def test_without_autograd_it_is_the_value():
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        value = eager_gradient(lambda y: y.square().sum(), x)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, x.detach().square().sum())
+
+
+def test_small_gradients_of_half_precision_survive_until_they_are_scaled():
+    # 1e-9 is 0 in float16; a gradient scaler multiplies the loss by about this
+    scale, student = 2.0**16, torch.ones(4, dtype=torch.float16, requires_grad=True)
+    (scale * eager_gradient(lambda x: 1e-9 * x.sum(), student)).backward()
+    assert student.grad.dtype == torch.float16
+    torch.testing.assert_close(student.grad.float(), torch.full((4,), 6.55e-5), rtol=1e-2, atol=0)
+
+
+def test_nothing_but_the_gradient_is_kept():
+    student, teacher = torch.randn(50, 8, requires_grad=True), torch.randn(50, 8)
+    value = eager_gradient(lambda x: feature_squared_error(x, teacher).mean(), student)
+    assert [x.shape for x in value.grad_fn.saved_tensors] == [student.shape]
