@@ -100,8 +100,10 @@ class FrozenTeacher:
         self.classes = classes
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
         self._dtype = PRECISIONS[precision]
-        self._model = _for_inference(model, self._dtype)
         self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
+        self._model = _for_inference(model, self._dtype)
+        for method in self._reader.float32_methods:
+            _feed_plainly(model.bbox_head, method)
         self._conversion = InputConversion.between(model.data_preprocessor, model.data_preprocessor)
 
     @classmethod
@@ -220,20 +222,20 @@ def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.to(dtype=dtype, memory_format=torch.channels_last)
             PackedConv2d.convert(module)
     for operator in operators:
-        _feed_plainly(operator)
+        _feed_plainly(operator, 'forward')
     return model.requires_grad_(False)
 
 
-def _feed_plainly(operator: nn.Module) -> None:
-    """Let an operator of mmcv's, such as a deformable convolution, run in contiguous float32.
+def _feed_plainly(module: nn.Module, name: str) -> None:
+    """Let a method that is an operator of mmcv's, or calls one, run in contiguous float32.
 
     They refuse channels-last memory, and most of them bfloat16.
     """
-    forward = operator.forward
+    method = getattr(module, name)
 
     def contiguous_float32(*args: Any, **kwargs: Any) -> Any:
         args = [a.float().contiguous() if isinstance(a, Tensor) else a for a in args]
         with torch.autocast(args[0].device.type, enabled=False):
-            return forward(*args, **kwargs)
+            return method(*args, **kwargs)
 
-    operator.forward = contiguous_float32
+    setattr(module, name, contiguous_float32)

@@ -65,6 +65,9 @@ class DenseReader(ABC):
     has_distributions: ClassVar[bool] = False
     #: methods of the head whose return values :meth:`assignment` needs
     recorded_methods: ClassVar[tuple[str, ...]] = ('get_targets',)
+    #: methods of the head that a teacher runs in float32 whatever its precision is, because they
+    #: call an operator that has no other
+    float32_methods: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head

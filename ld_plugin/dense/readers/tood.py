@@ -1,6 +1,7 @@
 """TOOD: aligned classes and boxes, which its forward returns as probabilities and decoded boxes."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class TOODReader(ATSSReader):
 
     Its boxes have been decoded and resampled, and are divided by the stride.
     """
+
+    float32_methods: ClassVar[tuple[str, ...]] = ('deform_sampling',)
 
     @property
     def spec(self) -> HeadSpec:
