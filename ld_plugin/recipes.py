@@ -54,6 +54,9 @@ ld_voc = dict(ld=_main_ld, ld_vlr=_vlr_ld, kd_vlr=_vlr_kd)
 imitation_everywhere = dict(im=_imitation('EverywhereRegion'))
 """Feature imitation on whole maps (FitNets)."""
 
+fitnet = imitation_everywhere
+"""Feature imitation on whole maps (Romero et al., ICLR 2015), with the LD authors' weight."""
+
 imitation_inside_gt = dict(im=_imitation('InsideGTRegion'))
 """Feature imitation inside ground-truth boxes."""
 
@@ -85,3 +88,15 @@ bckd = dict(
     ),
 )
 """Binary classification and IoU-based localization distillation (Yang et al., ICCV 2023)."""
+
+pkd = dict(
+    pkd=dict(
+        type='FeatureDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='PearsonFeatureLoss', loss_weight=6),
+    )
+)
+"""Pearson correlation of whole feature maps, also of unlike detectors (Cao et al., NeurIPS 2022).
+
+The weight is that of the CrossKD authors' comparison.
+"""

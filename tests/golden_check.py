@@ -25,13 +25,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a program, too, `tests` is ours
 
-from tests.golden import bckd, ld
+from tests.golden import bckd, crosskd, ld
 from tests.golden.case import Case, Row, compare
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 
 CHECKS: dict[str, Callable[[Case], Iterator[Row]]] = {
     'bckd': bckd.check_bckd,
+    'crosskd': crosskd.check_crosskd,
     'im_regions': ld.check_im_regions,
     'kd_kl': ld.check_kd_kl,
     'ld_head': ld.check_ld_head,

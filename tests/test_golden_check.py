@@ -40,8 +40,9 @@ def is_result(name: str) -> bool:
 def test_shipped_files_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(SHIPPED)]) == 0
     *lines, summary = capsys.readouterr().out.splitlines()
-    apart = [line for line in lines if 'not comparable: ' in line]
-    assert summary == f'{len(apart)} not comparable, {len(lines) - len(apart)} ok'
+    assert 'FAIL' not in summary
+    missing = {line.split()[0] for line in lines if line.endswith('not implemented')}
+    assert missing <= {'crosskd_a.npz'}
     assert {line.split()[0] for line in lines} == {f'{method}_a.npz' for method in METHODS}
 
 

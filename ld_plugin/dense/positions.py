@@ -55,6 +55,10 @@ class Positions:
 
     def gather(self, maps: Sequence[Tensor]) -> Tensor:
         """Read maps (N, A * D, H, W) at the positions: (K, D)."""
+        return torch.cat(self.gather_levels(maps))
+
+    def gather_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Read maps (N, A * D, H, W) at the positions: per level (K_l, D)."""
         rows = []
         for level_map, (_, _, num_base_priors), index in zip(
             maps, self.shapes, self.indices, strict=True
@@ -62,7 +66,7 @@ class Positions:
             image, row, column, anchor = index.unbind(1)
             by_anchor = level_map.unflatten(1, (num_base_priors, -1))
             rows.append(by_anchor[image, anchor, :, row, column])
-        return torch.cat(rows)
+        return rows
 
     def take(self, values: Tensor) -> Tensor:
         """Read values (N, P, ...) at the positions: (K, ...)."""
@@ -79,14 +83,19 @@ class Positions:
         return torch.cat(flat)
 
     @cached_property
-    def mean_level_count(self) -> Tensor:
-        """(K,), how many positions each one's level holds, averaged over the GPUs.
+    def mean_level_counts(self) -> Tensor:
+        """(L,), how many positions every level holds, averaged over the GPUs.
 
         Dividing every position's loss by it, and averaging gradients over the GPUs as
         DistributedDataParallel does, gives the mean over all positions of the level in the whole
         batch. Every process must ask for it, even one without positions.
         """
-        counts = reduce_mean(self.counts)
+        return reduce_mean(self.counts)
+
+    @cached_property
+    def mean_level_count(self) -> Tensor:
+        """(K,), of every position its level's :attr:`mean_level_counts`."""
+        counts = self.mean_level_counts
         return torch.cat(
             [counts[level].expand(index.shape[0]) for level, index in enumerate(self.indices)]
         )

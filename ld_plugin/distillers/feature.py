@@ -21,9 +21,12 @@ class FeatureDistiller(Distiller):
     ``dict(type='FeatureDistiller', region=dict(type='FineGrainedRegion'),
     loss=dict(type='FeatureMSELoss', loss_weight=2))``
 
+    PKD (Cao et al., NeurIPS 2022) compares whole maps with
+    ``loss=dict(type='PearsonFeatureLoss', loss_weight=6)``.
+
     Args:
         region: Where; default everywhere (FitNets).
-        loss: How; default the mean squared error, weight 2.
+        loss: How, level by level; default the mean squared error, weight 2.
         schedule: A factor over training.
     """
 
@@ -42,9 +45,13 @@ class FeatureDistiller(Distiller):
         at = context.select(self.region).cells
         # the adapter's weights are float32; under mixed precision the features are not
         features = [at_least_float32(level) for level in context.student.features]
-        return self.loss(
-            at.gather([self.adapter(level) for level in features]),
-            at.gather(context.teacher.features),
-            weight=1 / at.mean_level_count,
-            avg_factor=1.0,
+        counts = at.mean_level_counts
+        levels = zip(
+            at.gather_levels([self.adapter(level) for level in features]),
+            at.gather_levels(context.teacher.features),
+            counts.where(counts > 0, 1),
+            strict=True,
+        )
+        return sum(
+            self.loss(student, teacher, avg_factor=count) for student, teacher, count in levels
         )

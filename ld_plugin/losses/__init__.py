@@ -4,11 +4,13 @@ from .base import DistillationLoss
 from .binary import BinaryKDLoss
 from .distribution import DistributionKLLoss
 from .eager_gradient import eager_gradient
-from .feature import FeatureMSELoss
+from .feature import FeatureMSELoss, PearsonFeatureLoss
 from .functional import (
     distribution_kl,
     feature_squared_error,
     modulated_binary_cross_entropy,
+    pearson_feature_error,
+    standardized,
 )
 
 __all__ = [
@@ -16,8 +18,11 @@ __all__ = [
     'DistillationLoss',
     'DistributionKLLoss',
     'FeatureMSELoss',
+    'PearsonFeatureLoss',
     'distribution_kl',
     'eager_gradient',
     'feature_squared_error',
     'modulated_binary_cross_entropy',
+    'pearson_feature_error',
+    'standardized',
 ]

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..registry import LOSSES
 from .base import DistillationLoss
-from .functional import feature_squared_error
+from .functional import feature_squared_error, pearson_feature_error
 
 
 @LOSSES.register_module()
@@ -20,3 +20,26 @@ class FeatureMSELoss(DistillationLoss):
 
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
         return feature_squared_error(student, teacher)
+
+
+@LOSSES.register_module()
+class PearsonFeatureLoss(DistillationLoss):
+    """PKD (Cao et al., NeurIPS 2022): ``dict(type='PearsonFeatureLoss', loss_weight=6)``.
+
+    One minus the Pearson correlation of every channel: magnitudes do not matter, so features of
+    unlike detectors can be compared. See :func:`~ld_plugin.losses.pearson_feature_error`.
+
+    As published, means and deviations are those of all rows given at once, here of one level of one
+    process's batch. Other images therefore change what an image contributes, and halves of a batch
+    do not average to the loss of the whole; the order of the images is of no account, and repeating
+    them changes the loss only through the unbiased deviation, by a share of 1 / (2 K) for K rows.
+
+    Args:
+        loss_weight: Factor of the whole loss. Published: 6.
+    """
+
+    def __init__(self, loss_weight: float = 6.0) -> None:
+        super().__init__(loss_weight)
+
+    def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return pearson_feature_error(student, teacher)

@@ -66,6 +66,46 @@ def feature_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().mean(dim=-1)
 
 
+def standardized(rows: Tensor, eps: float = 1e-6) -> Tensor:
+    """Every channel less its mean over the rows, divided by its standard deviation plus ``eps``.
+
+    The deviation is unbiased, as in PKD (Cao et al., NeurIPS 2022). A constant channel becomes 0,
+    and so does a single row; the slope of the deviation there is taken as 0, so that gradients are
+    finite.
+
+    Args:
+        rows: (..., C), in at least float32.
+        eps: Added to the standard deviation.
+
+    Returns:
+        (..., C).
+    """
+    leading = tuple(range(rows.dim() - 1))
+    number = rows.shape[:-1].numel()
+    centred = rows - rows.mean(leading, keepdim=True)
+    variance = centred.square().sum(leading, keepdim=True) / max(number - 1, 1)
+    varies = variance > 0
+    deviation = variance.where(varies, 1).sqrt() * varies
+    return centred / (deviation + eps)
+
+
+def pearson_feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the squared difference of standardized features, averaged over the channels.
+
+    Its mean over the rows is ``(K - 1) / K * (1 - r)``, with the Pearson correlation r of every
+    channel, averaged over the channels (Cao et al., NeurIPS 2022).
+
+    Args:
+        student: (..., C); the statistics are taken over all leading dimensions.
+        teacher: (..., C).
+
+    Returns:
+        (...).
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    return feature_squared_error(standardized(student), standardized(teacher)) / 2
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or as it is where it is float32 or float64 already."""
     return x.float() if x.element_size() < 4 else x

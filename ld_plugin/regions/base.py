@@ -42,7 +42,7 @@ class Selection:
     def mean_level_counts(self) -> Tensor:
         """(L,), selected priors of every level, averaged over the GPUs; 1 where there are none.
 
-        For regions that are read as whole levels; :attr:`Positions.mean_level_count` is the same
+        For regions that are read as whole levels; :attr:`Positions.mean_level_counts` is the same
         for gathered positions. Every process must ask for it.
         """
         parts = (self.weights > 0).split([h * w * a for h, w, a in self.shapes], dim=1)

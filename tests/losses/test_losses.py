@@ -9,9 +9,12 @@ from ld_plugin.losses import (
     BinaryKDLoss,
     DistributionKLLoss,
     FeatureMSELoss,
+    PearsonFeatureLoss,
     distribution_kl,
     feature_squared_error,
     modulated_binary_cross_entropy,
+    pearson_feature_error,
+    standardized,
 )
 from ld_plugin.losses.functional import at_least_float32
 from tests import brute_force
@@ -20,6 +23,7 @@ MODULES = [
     pytest.param(BinaryKDLoss(beta=2, loss_weight=0.5), id='BinaryKDLoss'),
     pytest.param(DistributionKLLoss(temperature=3, loss_weight=0.5), id='DistributionKLLoss'),
     pytest.param(FeatureMSELoss(loss_weight=0.5), id='FeatureMSELoss'),
+    pytest.param(PearsonFeatureLoss(loss_weight=0.5), id='PearsonFeatureLoss'),
 ]
 
 
@@ -95,6 +99,7 @@ def test_gradients_agree_with_finite_differences():
         lambda s: modulated_binary_cross_entropy(s, teacher, 0.0),
         lambda s: modulated_binary_cross_entropy(s, teacher, 1.0),
         lambda s: feature_squared_error(s, teacher),
+        lambda s: pearson_feature_error(s, teacher),
     ):
         assert torch.autograd.gradcheck(function, student)
 
@@ -222,3 +227,34 @@ def test_a_bin_without_probability_counts_nothing():
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(2, 30), channels=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_pearson_error_is_one_minus_the_correlation(count, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, count, channels, generator=generator).double().unbind()
+    correlation = [np.corrcoef(s, t)[0, 1] for s, t in zip(student.T, teacher.T, strict=True)]
+    expected = (count - 1) / count * (1 - np.mean(correlation))
+    ours = pearson_feature_error(student * 7 + 3, teacher / 4 - 1).mean()
+    assert ours.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    'student',
+    [
+        pytest.param(torch.randn(1, 3), id='one row'),
+        pytest.param(torch.full((4, 3), 1.25), id='constant channels'),
+        pytest.param(torch.zeros(1, 1), id='one number'),
+        pytest.param(torch.cat([torch.zeros(3, 1), torch.randn(3, 2)], dim=1), id='one constant'),
+        pytest.param(torch.full((5, 2), 1e-20), id='tiny'),
+        pytest.param(torch.randn(5, 2) * 1e-22, id='variance below the smallest number'),
+    ],
+)
+def test_standardized_features_without_variance_are_finite(student):
+    student = student.clone().requires_grad_()
+    loss = pearson_feature_error(student, torch.randn(student.shape)).mean()
+    loss.backward()
+    assert standardized(student.detach()).isfinite().all()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
