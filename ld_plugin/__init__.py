@@ -1,6 +1,6 @@
 """Knowledge distillation for MMDetection and MMRotate: any stock config becomes a distilled one."""
 
-from . import detectors, distillers, losses, regions
+from . import detectors, distillers, heads, losses, regions
 from .errors import ConfigError, NonFiniteTeacherError
 from .version import __version__
 
@@ -10,6 +10,7 @@ __all__ = [
     '__version__',
     'detectors',
     'distillers',
+    'heads',
     'losses',
     'regions',
 ]

@@ -23,7 +23,18 @@ STOCK = {
     'rtmdet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'yolox': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
 }
-SINGLE_STAGE = tuple(STOCK)
+#: the plugin's own heads: the family whose config they stand over, and the head
+OWN_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    'distribution_atss': ('atss', dict(type='DistributionATSSHead')),
+    'distribution_retinanet': (
+        'retinanet',
+        dict(type='DistributionRetinaHead', loss_bbox=dict(type='GIoULoss', loss_weight=2.0)),
+    ),
+    'distribution_fcos': ('fcos', dict(type='DistributionFCOSHead')),
+    'distribution_fcos_normalised': ('fcos_normalised', dict(type='DistributionFCOSHead')),
+    'gflv2': ('gfl', dict(type='GFLV2Head')),
+}
+SINGLE_STAGE = (*STOCK, *OWN_HEADS)
 TWO_STAGE = {
     'faster_rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'cascade_rcnn': 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
@@ -35,10 +46,13 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     """The ``model`` of a family's stock config, made narrow.
 
     Args:
-        family: A key of :data:`STOCK` or :data:`TWO_STAGE`.
+        family: One of :data:`SINGLE_STAGE` or :data:`TWO_STAGE`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
+    if family in OWN_HEADS:
+        family, own = OWN_HEADS[family]
+        head = own | head
     model = deepcopy(_stock_model(family))
     _BACKBONES.get(family, _narrow_resnet)(model)
     model.neck.out_channels = CHANNELS

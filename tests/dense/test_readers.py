@@ -256,7 +256,7 @@ def test_assignment_is_what_the_stock_loss_used(
 
 def box_targets(head: BaseDenseHead, record: HeadRecorder, priors: Tensor) -> list[Tensor]:
     """Per image (P, 4) in pixels, as the stock loss had them; anything where no positive is."""
-    name = type(head).__name__
+    name = type(head).__name__.removeprefix('Distribution')
     if name == 'YOLOXHead':
         found = [torch.zeros(len(priors), 4) for _ in IMAGES]
         for boxes, target in zip(found, record.returned['_get_targets_single'], strict=True):
@@ -273,7 +273,7 @@ def box_targets(head: BaseDenseHead, record: HeadRecorder, priors: Tensor) -> li
     if name in ('FCOSHead', 'VFNetHead'):
         centre = (priors[:, :2] + priors[:, 2:]) / 2
         return list(distance2bbox(centre.expand(len(IMAGES), -1, -1), targets))
-    encoded = name in ('RetinaHead', 'RPNHead')
+    encoded = name in ('RetinaHead', 'RPNHead') and not head.reg_decoded_bbox
     return [head.bbox_coder.decode(priors, image) if encoded else image for image in targets]
 
 

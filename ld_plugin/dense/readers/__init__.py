@@ -3,6 +3,11 @@
 from .anchor import AnchorReader
 from .atss import ATSSReader
 from .base import DenseReader, get_reader, heads_with_distributions, register_reader
+from .distribution import (
+    DistributionATSSReader,
+    DistributionFCOSReader,
+    DistributionRetinaReader,
+)
 from .fcos import FCOSReader
 from .gfl import GFLReader
 from .paa import PAAReader
@@ -15,6 +20,9 @@ __all__ = [
     'ATSSReader',
     'AnchorReader',
     'DenseReader',
+    'DistributionATSSReader',
+    'DistributionFCOSReader',
+    'DistributionRetinaReader',
     'FCOSReader',
     'GFLReader',
     'PAAReader',

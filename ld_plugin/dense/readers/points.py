@@ -26,7 +26,7 @@ class PointReader(DenseReader):
 
 
 def centres(priors: Tensor) -> Tensor:
-    """(K, 2), the points of square priors (K, 4)."""
+    """(K, 2), the centres of priors (K, 4); of square priors, their points."""
     return (priors[:, :2] + priors[:, 2:]) / 2
 
 
