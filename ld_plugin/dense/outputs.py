@@ -91,7 +91,9 @@ class DenseOutputs:
         """(H, W, A) of every level."""
         return [
             (*m.shape[-2:], a)
-            for m, a in zip(self.class_maps, self.spec.num_base_priors, strict=True)
+            for m, a in zip(
+                self.class_maps or self.features, self.spec.num_base_priors, strict=True
+            )
         ]
 
     @property

@@ -1,9 +1,11 @@
 """From images normalised for one model to images normalised for another."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _IDENTITY = ((1.0,) * 3, (0.0,) * 3)
@@ -20,14 +22,14 @@ class InputConversion:
         scale: Factor of every target channel.
         shift: What is added to it.
         padding: Value of the target's padding, in its normalised units.
-        changes_padding: Whether that differs from the source's.
+        source_padding: Value of the source's.
     """
 
     flips_channels: bool
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     padding: float
-    changes_padding: bool
+    source_padding: float
 
     @classmethod
     def between(cls, source: nn.Module, target: nn.Module) -> 'InputConversion':
@@ -47,21 +49,39 @@ class InputConversion:
             scale=tuple(scale.tolist()),
             shift=tuple(shift.tolist()),
             padding=target_padding,
-            changes_padding=source_padding != target_padding,
+            source_padding=source_padding,
         )
 
     def __call__(self, images: Tensor, image_shapes: Sequence[tuple[int, int]]) -> Tensor:
         """Convert images (N, 3, H, W), whose unpadded (height, width) are ``image_shapes``."""
         if self.flips_channels:
             images = images.flip(1)
-        elif (self.scale, self.shift) == _IDENTITY and not self.changes_padding:
+        elif (self.scale, self.shift) == _IDENTITY and self.padding == self.source_padding:
             return images
         scale, shift = (images.new_tensor(v)[:, None, None] for v in (self.scale, self.shift))
         converted = images * scale + shift
-        for image, (height, width) in zip(converted, image_shapes, strict=True):
-            image[:, height:] = self.padding
-            image[:, :, width:] = self.padding
-        return converted
+        return _pad(converted, image_shapes, self.padding)
+
+    def resize(
+        self, images: Tensor, image_shapes: Sequence[tuple[int, int]], factor: float
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Source images (N, 3, H, W) enlarged by ``factor``, and their unpadded shapes then."""
+        if factor == 1:
+            return images, list(image_shapes)
+        size, *shapes = (
+            (math.ceil(height * factor), math.ceil(width * factor))
+            for height, width in (images.shape[-2:], *image_shapes)
+        )
+        resized = F.interpolate(images, size, mode='bilinear', antialias=factor < 1)
+        # the border has been mixed with the padding
+        return _pad(resized, shapes, self.source_padding), shapes
+
+
+def _pad(images: Tensor, image_shapes: Sequence[tuple[int, int]], value: float) -> Tensor:
+    for image, (height, width) in zip(images, image_shapes, strict=True):
+        image[:, height:] = value
+        image[:, :, width:] = value
+    return images
 
 
 def _flips(preprocessor: nn.Module) -> bool:

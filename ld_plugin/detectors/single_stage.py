@@ -1,6 +1,6 @@
 """Any stock single-stage detector as a student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from ..dense import DistillationContext, HeadRecorder, get_reader
+from ..dense import DistillationContext, HeadRecorder, TeacherMatch, get_reader
 from ..distillers import build_distillers
 from ..errors import ConfigError
 from .teacher import FrozenTeacher
@@ -69,13 +69,15 @@ class DistilledSingleStageDetector(SingleStageDetector):
         reader = get_reader(self.bbox_head)
         # not a torch module, hence neither in parameters() nor in state_dict()
         self.teacher = FrozenTeacher.from_config(teacher)
-        self.distillers = build_distillers(distillers, reader.spec, self.teacher.spec)
+        self._match = TeacherMatch(reader.spec, self.teacher.spec_for(reader.spec))
+        self.distillers = build_distillers(distillers, *self._match.specs)
+        self._check_levels()
         self._check_loss_names()
         self.teacher.match_inputs(self.data_preprocessor)
         self.teacher.reads = frozenset().union(
             *(distiller.reads_of_teacher for distiller in self.distillers.values())
         )
-        self._class_names_checked = False
+        self._classes_matched = False
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         """The stock losses, plus one ``loss_<key>`` per distiller.
@@ -100,17 +102,18 @@ class DistilledSingleStageDetector(SingleStageDetector):
             batch_inputs: (N, 3, H, W), normalised and padded.
             batch_data_samples: Ground truth and meta information of every image.
         """
-        self._check_class_names()
+        self._match_classes()
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader = get_reader(self.bbox_head)
         with HeadRecorder(self.bbox_head, reader.recorded_methods) as record:
             losses = super().loss(batch_inputs, batch_data_samples)
         teacher.check_finite()  # here, where the stock loss has waited for the device anyway
-        context = DistillationContext(
+        context = self._match.context(
             student=reader.read(record.outs, record.inputs),
             teacher=teacher.outputs,
             assignment=reader.assignment(record),
             gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],
+            gt_labels=[s.gt_instances.labels for s in batch_data_samples],
         )
         return losses, context
 
@@ -134,24 +137,28 @@ class DistilledSingleStageDetector(SingleStageDetector):
                 f"named 'loss_{taken[0]}' of its own. Choose another key."
             )
 
-    def _check_class_names(self) -> None:
-        """Compare class names with the data set's, which is known once a runner trains."""
-        if self._class_names_checked:
+    def _check_levels(self) -> None:
+        if self._match.levels.covers_student or self.teacher.image_scale != 1:
             return
-        self._class_names_checked = True
-        meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
-        student: Sequence[str] | None = meta.get('classes')
-        teacher = self.teacher.classes
-        if student is None or teacher is None or tuple(student) == tuple(teacher):
+        for name, distiller in self.distillers.items():
+            if distiller.reads_of_teacher != {'features'}:
+                raise ConfigError(
+                    f'model.distillers.{name}: strides of the levels differ: student '
+                    f'{get_reader(self.bbox_head).spec.strides}, teacher '
+                    f'{self.teacher.spec.strides}, expected a level of the teacher for each of the '
+                    "student's. Choose such a teacher, or distil features alone (FeatureDistiller)."
+                )
+
+    def _match_classes(self) -> None:
+        """Pair the classes by name; the data set's names are known once a runner trains."""
+        if self._classes_matched:
             return
+        self._classes_matched = True
         if all(d.reads_of_teacher == {'features'} for d in self.distillers.values()):
             return
-        raise ConfigError(
-            'model.teacher.checkpoint: the teacher was trained on other classes or in another '
-            f'order than train_dataloader.dataset has: teacher {tuple(teacher)}, student '
-            f"{tuple(student)}. Choose another teacher, order the data set's metainfo.classes as "
-            "the teacher's, or, where only the spelling differs, set model.teacher.classes to the "
-            "student's names."
+        meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+        self._match.classes = self.teacher.match_classes(
+            meta.get('classes'), get_reader(self.bbox_head).spec.num_classes
         )
 
 

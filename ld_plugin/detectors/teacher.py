@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..dense import DenseOutputs, HeadSpec, get_reader
+from ..dense import ClassMatch, DenseOutputs, HeadSpec, get_reader
+from ..dense.matching import rescaled, rescaled_spec
 from ..errors import ConfigError, NonFiniteTeacherError
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
@@ -19,6 +20,13 @@ from .model_config import published_checkpoint, read_config, student_model
 from .packed_convolution import PackedConv2d
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+_OPTIONS = ('precision', 'image_scale', 'class_map')
+_NO_COMMON_CLASS = (
+    'model.teacher.checkpoint: the teacher was trained on other classes than '
+    'train_dataloader.dataset has: teacher {teacher}, student {student}. Choose another teacher, '
+    "or say which are the same: model.teacher.class_map = {{'student name': 'teacher name'}}."
+)
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,18 @@ class FrozenTeacher:
     student moves it along to other devices.
 
     Batch norm is folded into convolutions, these run channels-last (on a processor with their
-    weights in its kernels' own layout), and the inputs are converted to
-    the normalisation the teacher was trained with. Its assigner and losses never run.
+    weights in its kernels' own layout), and the inputs are converted to the normalisation the
+    teacher was trained with. Its assigner and losses never run.
 
     Args:
         model: A detector with ``backbone``, ``neck``, ``bbox_head`` and ``data_preprocessor``; it
             is changed in place.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
+        image_scale: The images are enlarged by this factor for the teacher; its outputs are in
+            pixels of the student's images nevertheless.
+        class_map: The student's classes to the teacher's, names or indices, where names do not
+            say it. Classes that are not in it have no partner and carry no loss.
 
     Attributes:
         reads: Which of its outputs are asked for, in the words of
@@ -86,11 +98,20 @@ class FrozenTeacher:
     """
 
     def __init__(
-        self, model: nn.Module, precision: str = 'fp32', classes: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        precision: str = 'fp32',
+        classes: Sequence[str] | None = None,
+        image_scale: float = 1,
+        class_map: Mapping[str | int, str | int] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(
                 f'model.teacher.precision: found {precision!r}, expected one of {list(PRECISIONS)}.'
+            )
+        if not image_scale > 0:
+            raise ConfigError(
+                f'model.teacher.image_scale: found {image_scale}, expected a number above 0.'
             )
         if not hasattr(model, 'bbox_head'):
             raise ConfigError(
@@ -98,6 +119,8 @@ class FrozenTeacher:
                 'single-stage detector.'
             )
         self.classes = classes
+        self.image_scale = image_scale
+        self.class_map = class_map
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
         self._dtype = PRECISIONS[precision]
         self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
@@ -114,7 +137,8 @@ class FrozenTeacher:
             cfg: ``config``: a stock name (``'mmdet::gfl/...'``), one of this package
                 (``'ld_plugin::bccd/...'``), a path, or a dict. ``checkpoint``: a path, a URL,
                 ``'auto'`` for the one published with a stock config, or None for random weights.
-                ``precision`` and ``classes`` (names, if not those in the checkpoint) are optional.
+                Optional: ``classes`` (names, if not those in the checkpoint), and ``precision``,
+                ``image_scale`` and ``class_map`` as above.
 
         Raises:
             ConfigError: A key is missing or unknown, nothing is found, or the weights do not fit.
@@ -136,12 +160,13 @@ class FrozenTeacher:
             loaded = load_checkpoint_file(checkpoint, trained_by=cfg['config'])
             load_weights(model, loaded, checkpoint)
             classes = classes or class_names(loaded)
-        return cls(model, cfg.get('precision', 'fp32'), classes)
+        options = {key: cfg[key] for key in _OPTIONS if key in cfg}
+        return cls(model, classes=classes, **options)
 
     @property
     def spec(self) -> HeadSpec:
-        """What the teacher's head predicts."""
-        return self._reader.spec
+        """What the teacher's head predicts, with strides in pixels of the student's images."""
+        return rescaled_spec(self._reader.spec, self.image_scale)
 
     @property
     def device(self) -> torch.device:
@@ -168,6 +193,48 @@ class FrozenTeacher:
             student_preprocessor, self._model.data_preprocessor
         )
 
+    def spec_for(self, student: HeadSpec) -> HeadSpec:
+        """What distillers see of it: the student's classes, where classes can be matched."""
+        if self.classes is None and self.class_map is None:
+            return self.spec
+        return replace(self.spec, num_classes=student.num_classes)
+
+    def match_classes(
+        self, student_classes: Sequence[str] | None, num_student_classes: int
+    ) -> ClassMatch | None:
+        """Pair the student's classes with the teacher's; None if all correspond in order.
+
+        Args:
+            student_classes: Names; None if unknown.
+            num_student_classes: Their number.
+
+        Raises:
+            ConfigError: No class has a partner, or names are needed and not known.
+        """
+        mine, theirs = student_classes or num_student_classes, self.classes or self.spec.num_classes
+        if self.class_map is not None:
+            match = ClassMatch.by_map(self.class_map, mine, theirs)
+        elif isinstance(mine, int) or isinstance(theirs, int):
+            counts = num_student_classes, self.spec.num_classes
+            match = ClassMatch.in_order(*counts)
+        else:
+            match = ClassMatch.by_name(mine, theirs)
+        if not match.student:
+            raise ConfigError(_NO_COMMON_CLASS.format(teacher=theirs, student=mine))
+        if not match.covers_student:
+            alone = [
+                c if isinstance(mine, int) else mine[c]
+                for c in range(num_student_classes)
+                if c not in match.student
+            ]
+            warnings.warn(
+                'The teacher does not know these classes of the student, so they are not '
+                f'distilled: {alone}. Where only the spelling differs, set '
+                'model.teacher.class_map.',
+                stacklevel=2,
+            )
+        return None if match.is_identity else match
+
     @torch.no_grad()
     def __call__(self, images: Tensor, image_shapes: Sequence[tuple[int, int]]) -> TeacherOutputs:
         """Look at a batch of the student's.
@@ -176,7 +243,7 @@ class FrozenTeacher:
             images: (N, 3, H, W), as the student's preprocessor made them.
             image_shapes: (height, width) of every image without padding.
         """
-        images = self._conversion(images, image_shapes)
+        images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
         images = images.contiguous(memory_format=torch.channels_last)
         low_precision = self._dtype != torch.float32
         # switched off explicitly for fp32: the student's own autocast surrounds this call
@@ -186,6 +253,7 @@ class FrozenTeacher:
             features = self._model.extract_feat(images if low_precision else images.float())
             outs = None if self.reads == {'features'} else self._model.bbox_head(features)
         outputs = self._reader.read(outs, features if 'features' in self.reads else ())
+        outputs = rescaled(outputs, self.image_scale)
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
         return TeacherOutputs(outputs, torch.stack([m.sum(dtype=torch.float32) for m in maps]))
 
@@ -194,7 +262,7 @@ class FrozenTeacher:
 
 
 def _checked_keys(cfg: Any) -> Mapping[str, Any]:
-    known = ('config', 'checkpoint', 'precision', 'classes')
+    known = ('config', 'checkpoint', 'classes', *_OPTIONS)
     if not isinstance(cfg, Mapping):
         raise ConfigError(f'model.teacher: found {cfg!r}, expected a dict with {known}.')
     for key in ('config', 'checkpoint'):

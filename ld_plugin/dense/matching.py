@@ -1,0 +1,358 @@
+"""Which levels and classes of a teacher correspond to which of the student's.
+
+Distillers compare maps of equal shape. Where a teacher has further levels, sees the images larger,
+or knows other classes or another order of them, both models' outputs and the student's assignment
+are brought down to what they share before any distiller sees them. Shape shorthand as in
+:mod:`ld_plugin.dense.outputs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .context import Assignment, DistillationContext
+from .outputs import DenseOutputs, HeadSpec
+
+ClassName = str | int
+
+
+@dataclass(frozen=True)
+class LevelMatch:
+    """Pairs of levels with equal strides.
+
+    Attributes:
+        student: Indices of the student's levels.
+        teacher: Index of each one's partner.
+        num_student_levels: L of the student.
+        num_teacher_levels: L of the teacher.
+    """
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    num_student_levels: int
+    num_teacher_levels: int
+
+    @classmethod
+    def between(cls, student: HeadSpec, teacher: HeadSpec) -> 'LevelMatch':
+        """Pair levels by stride; all in order where none are equal, for the checks to refuse."""
+        partners = {stride: level for level, stride in enumerate(teacher.strides)}
+        shared = [level for level, stride in enumerate(student.strides) if stride in partners]
+        counts = len(student.strides), len(teacher.strides)
+        if not shared:
+            return cls(tuple(range(counts[0])), tuple(range(counts[1])), *counts)
+        return cls(tuple(shared), tuple(partners[student.strides[i]] for i in shared), *counts)
+
+    @property
+    def covers_student(self) -> bool:
+        """Whether every level of the student's has a partner."""
+        return len(self.student) == self.num_student_levels
+
+    def student_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        return outputs if self.covers_student else take_levels(outputs, self.student)
+
+    def teacher_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        if self.teacher == tuple(range(self.num_teacher_levels)):
+            return outputs
+        return take_levels(outputs, self.teacher)
+
+    def assignment(self, assignment: Assignment, num_level_priors: Sequence[int]) -> Assignment:
+        """The student's assignment on the paired levels; the counts are those of all levels."""
+        if self.covers_student:
+            return assignment
+
+        def take(values: Tensor) -> Tensor:
+            levels = values.split(list(num_level_priors), dim=1)
+            return torch.cat([levels[level] for level in self.student], dim=1)
+
+        kept = assignment.positive & take_mask(self.student, num_level_priors, assignment.labels)
+        return replace(
+            assignment,
+            labels=take(assignment.labels),
+            label_weights=take(assignment.label_weights),
+            valid=take(assignment.valid),
+            positive_gts=_kept_gts(assignment, kept),
+        )
+
+
+def take_mask(levels: Sequence[int], num_level_priors: Sequence[int], like: Tensor) -> Tensor:
+    """(1, P) bool, True for priors of these levels."""
+    parts = [
+        torch.full((1, count), level in levels, device=like.device)
+        for level, count in enumerate(num_level_priors)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def take_levels(outputs: DenseOutputs, levels: Sequence[int]) -> DenseOutputs:
+    """Outputs with these levels only, in this order."""
+    spec = outputs.spec
+    taken = {
+        name: [maps[level] for level in levels] if (maps := getattr(outputs, name)) else ()
+        for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
+    }
+    priors = outputs.priors.split(outputs.num_level_priors)
+    return replace(
+        outputs,
+        spec=take_spec_levels(spec, levels),
+        priors=torch.cat([priors[level] for level in levels]),
+        **taken,
+    )
+
+
+def take_spec_levels(spec: HeadSpec, levels: Sequence[int]) -> HeadSpec:
+    """``spec`` with these levels only."""
+    return replace(
+        spec,
+        strides=tuple(spec.strides[level] for level in levels),
+        num_base_priors=tuple(spec.num_base_priors[level] for level in levels),
+    )
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """Pairs of classes.
+
+    Attributes:
+        student: Indices of the student's classes that have a partner.
+        teacher: Index of each one's partner.
+        num_student_classes: C of the student.
+        num_teacher_classes: C of the teacher.
+    """
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    num_student_classes: int
+    num_teacher_classes: int
+
+    @classmethod
+    def by_name(cls, student: Sequence[str], teacher: Sequence[str]) -> 'ClassMatch':
+        """Pair classes of equal name."""
+        partners = {name: index for index, name in enumerate(teacher)}
+        shared = [index for index, name in enumerate(student) if name in partners]
+        return cls(
+            tuple(shared),
+            tuple(partners[student[index]] for index in shared),
+            len(student),
+            len(teacher),
+        )
+
+    @classmethod
+    def in_order(cls, num_student_classes: int, num_teacher_classes: int) -> 'ClassMatch':
+        """Pair equally many classes one by one; none where the numbers differ."""
+        same = num_student_classes == num_teacher_classes
+        shared = tuple(range(num_student_classes)) if same else ()
+        return cls(shared, shared, num_student_classes, num_teacher_classes)
+
+    @classmethod
+    def by_map(
+        cls,
+        class_map: Mapping[ClassName, ClassName],
+        student: Sequence[str] | int,
+        teacher: Sequence[str] | int,
+    ) -> 'ClassMatch':
+        """Pair classes as the user says.
+
+        Args:
+            class_map: The student's class to the teacher's, each a name or an index.
+            student: The student's class names, or their number where names are not known.
+            teacher: Likewise the teacher's.
+
+        Raises:
+            ConfigError: A name or an index that does not exist.
+        """
+        pairs = sorted(
+            (_class_index(mine, student, "student's"), _class_index(other, teacher, "teacher's"))
+            for mine, other in class_map.items()
+        )
+        counts = (n if isinstance(n, int) else len(n) for n in (student, teacher))
+        return cls(tuple(s for s, _ in pairs), tuple(t for _, t in pairs), *counts)
+
+    @property
+    def covers_student(self) -> bool:
+        """Whether every class of the student's has a partner."""
+        return self.student == tuple(range(self.num_student_classes))
+
+    @property
+    def is_identity(self) -> bool:
+        return (
+            self.covers_student
+            and self.teacher == self.student
+            and self.num_teacher_classes == self.num_student_classes
+        )
+
+    def student_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        return outputs if self.covers_student else _take_classes(outputs, self.student)
+
+    def teacher_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        return outputs if self.is_identity else _take_classes(outputs, self.teacher)
+
+    def assignment(self, assignment: Assignment) -> Assignment:
+        """Labels count the pairs; positives without a partner belong to no region any more."""
+        if self.covers_student:
+            return assignment
+        count = len(self.student)
+        partners = assignment.labels.new_full((self.num_student_classes + 1,), count)
+        partners[list(self.student)] = torch.arange(count, device=partners.device)
+        labels = partners[assignment.labels.clamp(0, self.num_student_classes)]
+        lost = assignment.positive & (labels == count)
+        return replace(
+            assignment,
+            labels=labels,
+            label_weights=assignment.label_weights.masked_fill(lost, 0),
+            num_classes=count,
+            positive_gts=_kept_gts(assignment, assignment.positive & ~lost),
+        )
+
+    def with_partner(self, labels: Tensor) -> Tensor:
+        """Which of these labels (G,) of the student's have a partner, (G,) bool."""
+        return torch.isin(labels, torch.tensor(self.student, device=labels.device))
+
+
+def take_class_maps(
+    maps: Sequence[Tensor], num_base_priors: Sequence[int], classes: Sequence[int]
+) -> list[Tensor]:
+    """Class maps (N, A * C, H, W) with the channels of these classes, in this order."""
+    return [
+        level_map.unflatten(1, (anchors, -1))[:, :, list(classes)].flatten(1, 2)
+        for level_map, anchors in zip(maps, num_base_priors, strict=True)
+    ]
+
+
+def _take_classes(outputs: DenseOutputs, classes: Sequence[int]) -> DenseOutputs:
+    if not outputs.class_maps:
+        return outputs
+    return replace(
+        outputs,
+        spec=replace(outputs.spec, num_classes=len(classes)),
+        class_maps=take_class_maps(outputs.class_maps, outputs.spec.num_base_priors, classes),
+    )
+
+
+def _kept_gts(assignment: Assignment, kept: Tensor) -> list[Tensor] | None:
+    """``positive_gts`` of the positives that ``kept``, (N, P) bool, leaves."""
+    if assignment.positive_gts is None:
+        return None
+    return [matched[mask] for matched, mask in zip(assignment.matched_gts, kept, strict=True)]
+
+
+def _class_index(name: ClassName, classes: Sequence[str] | int, whose: str) -> int:
+    key = 'model.teacher.class_map'
+    count = classes if isinstance(classes, int) else len(classes)
+    if isinstance(name, int):
+        if not 0 <= name < count:
+            raise ConfigError(f'{key}: the {whose} class {name} is not in 0..{count - 1}.')
+        return name
+    if isinstance(classes, int):
+        raise ConfigError(
+            f'{key}: found the name {name!r}, but the names of the {whose} classes are not known; '
+            'give their indices, or set model.teacher.classes and metainfo.classes.'
+        )
+    if name not in classes:
+        raise ConfigError(
+            f'{key}: {name!r} is none of the {whose} classes {tuple(classes)}; correct the name.'
+        )
+    return list(classes).index(name)
+
+
+def rescaled(outputs: DenseOutputs, scale: float) -> DenseOutputs:
+    """Outputs on images that were enlarged by ``scale``, in pixels of the images before."""
+    if scale == 1:
+        return outputs
+    decode = outputs.decoder
+
+    def in_original_pixels(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        factor = _box_scale(priors, scale)
+        return decode(rows, priors * factor, strides * scale) / factor
+
+    return replace(
+        outputs,
+        spec=rescaled_spec(outputs.spec, scale),
+        priors=outputs.priors / _box_scale(outputs.priors, scale),
+        decoder=in_original_pixels,
+    )
+
+
+def rescaled_spec(spec: HeadSpec, scale: float) -> HeadSpec:
+    """``spec`` with strides in pixels of images before they are enlarged by ``scale``."""
+    if scale == 1:
+        return spec
+    return replace(spec, strides=tuple((x / scale, y / scale) for x, y in spec.strides))
+
+
+def _box_scale(boxes: Tensor, scale: float) -> Tensor:
+    """Factor of every box parameter (E,); an angle, the fifth, stays."""
+    factor = boxes.new_full((boxes.shape[1],), scale)
+    factor[4:] = 1
+    return factor
+
+
+class TeacherMatch:
+    """Brings a student's and a teacher's outputs down to the levels and classes that they share.
+
+    Args:
+        student: What the student's head predicts.
+        teacher: What the teacher's head predicts.
+        classes: The classes of both; None while all of them correspond in order.
+
+    Attributes:
+        levels: The pairs of levels.
+    """
+
+    def __init__(
+        self, student: HeadSpec, teacher: HeadSpec, classes: ClassMatch | None = None
+    ) -> None:
+        self._specs = student, teacher
+        self.levels = LevelMatch.between(student, teacher)
+        self.classes = classes
+
+    @property
+    def specs(self) -> tuple[HeadSpec, HeadSpec]:
+        """What is compared of student and teacher: the paired levels of their heads."""
+        student, teacher = self._specs
+        return (
+            take_spec_levels(student, self.levels.student),
+            take_spec_levels(teacher, self.levels.teacher),
+        )
+
+    def context(
+        self,
+        student: DenseOutputs,
+        teacher: DenseOutputs,
+        assignment: Assignment,
+        gt_bboxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+    ) -> DistillationContext:
+        """One training step on what both share.
+
+        Ground truths whose class has no partner are left out: the teacher does not know them.
+
+        Args:
+            student: All that the student predicted.
+            teacher: All that the teacher predicted.
+            assignment: The student's.
+            gt_bboxes: Per image, (G, E).
+            gt_labels: Per image, (G,).
+        """
+        assignment = self.levels.assignment(assignment, student.num_level_priors)
+        student = self.levels.student_outputs(student)
+        teacher = self.levels.teacher_outputs(teacher)
+        if self.classes is not None:
+            student = self.classes.student_outputs(student)
+            teacher = self.classes.teacher_outputs(teacher)
+            assignment = self.classes.assignment(assignment)
+            if not self.classes.covers_student:
+                kept = [self.classes.with_partner(labels) for labels in gt_labels]
+                assignment = _renumbered(assignment, kept)
+                gt_bboxes = [boxes[k] for boxes, k in zip(gt_bboxes, kept, strict=True)]
+        return DistillationContext(student, teacher, assignment, gt_bboxes)
+
+
+def _renumbered(assignment: Assignment, kept: Sequence[Tensor]) -> Assignment:
+    """Count only the ground truths that ``kept``, (G,) bool per image, leaves."""
+    if assignment.positive_gts is None:
+        return assignment
+    numbers = [(k.cumsum(0) - 1)[gts] for k, gts in zip(kept, assignment.positive_gts, strict=True)]
+    return replace(assignment, positive_gts=numbers)

@@ -1,0 +1,193 @@
+"""Teachers with other classes, levels or image scales: the right numbers meet."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine import ConfigDict
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from ld_plugin.dense import DistillationContext
+from ld_plugin.recipes import imitation_everywhere, ld_full, ld_main
+from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
+
+NAMES = ('circle', 'square', 'star')
+SHAPES = [(128, 160), (96, 128)]
+
+
+@pytest.fixture(autouse=True)
+def data_set() -> None:
+    MessageHub.get_current_instance().update_info('dataset_meta', dict(classes=NAMES))
+
+
+def save(model: nn.Module, path: Path) -> str:
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return str(path)
+
+
+def teacher_with_rows(path: Path, rows: Sequence[int | None], **cfg: Any) -> dict:
+    """A teacher whose classes are these rows of one and the same three-class teacher."""
+    original = build(tiny_gfl(), seed=7)
+    model = build(tiny_gfl(num_classes=len(rows)), seed=7)
+    state = original.state_dict()
+    for name in ('bbox_head.gfl_cls.weight', 'bbox_head.gfl_cls.bias'):
+        source, target = state[name], torch.randn(len(rows), *state[name].shape[1:])
+        for row, taken in enumerate(rows):
+            if taken is not None:
+                target[row] = source[taken]
+        state[name] = target
+    model.load_state_dict(state)
+    config = dict(model=tiny_gfl(num_classes=len(rows)))
+    return dict(config=config, checkpoint=save(model, path), **cfg)
+
+
+def distilled_losses(teacher: Mapping, distillers: Mapping = ld_full) -> dict[str, Tensor]:
+    model = build(tiny_distilled(teacher, distillers))
+    found = losses(model, batch(SHAPES))
+    return {name: found[f'loss_{name}'] for name in distillers}
+
+
+def context_of(model: nn.Module, data: dict) -> DistillationContext:
+    processed = model.data_preprocessor(dict(data), training=True)
+    return model.observe(processed['inputs'], processed['data_samples'])[1]
+
+
+@pytest.mark.parametrize(
+    ('rows', 'options'),
+    [
+        ([2, 0, 1], dict(classes=('star', 'circle', 'square'))),
+        ([None, 2, 0, None, 1], dict(classes=('moon', 'star', 'circle', 'sun', 'square'))),
+        (
+            [2, 0, 1],
+            dict(classes=('c', 'a', 'b'), class_map=dict(circle='a', square='b', star='c')),
+        ),
+        ([1, None, 0, 2], dict(class_map={0: 2, 1: 0, 2: 3})),
+        ([1, 0, 2], dict(class_map={'circle': 1, 'square': 0, 'star': 2})),
+    ],
+    ids=['permuted', 'more', 'renamed', 'by index', 'by name and index'],
+)
+def test_classes_meet_their_partners(tmp_path: Path, rows: list, options: dict) -> None:
+    expected = distilled_losses(teacher_with_rows(tmp_path / 'a.pth', [0, 1, 2], classes=NAMES))
+    found = distilled_losses(teacher_with_rows(tmp_path / 'b.pth', rows, **options))
+    for name, value in expected.items():
+        assert value > 0
+        torch.testing.assert_close(found[name], value)
+
+
+def test_classes_without_a_partner_carry_no_loss(tmp_path: Path) -> None:
+    teacher = teacher_with_rows(tmp_path / 'a.pth', [0, 2], classes=('circle', 'star'))
+    model = build(tiny_distilled(teacher, dict(kd=ld_full['kd'], ld=ld_full['ld'])))
+    data = batch(SHAPES, objects=(3, 3))
+    for sample, labels in zip(data['data_samples'], ([0, 1, 2], [1, 1, 1]), strict=True):
+        sample.gt_instances.labels = torch.tensor(labels)
+    with pytest.warns(UserWarning, match=r"not distilled: \['square'\]"):
+        found = losses(model, data)
+    (found['loss_kd'] + found['loss_ld']).backward()
+    gradient = model.bbox_head.gfl_cls.weight.grad.flatten(1).abs().sum(1)
+    assert gradient[0] > 0
+    assert gradient[1] == 0
+    assert gradient[2] > 0
+
+    context = context_of(model, data)
+    assert [len(boxes) for boxes in context.gt_bboxes] == [2, 0]
+    assert not context.assignment.positive[1].any()
+    assert set(context.assignment.labels[0].tolist()) == {0, 1, 2}
+    assert context.student.spec.num_classes == context.teacher.spec.num_classes == 2
+    # the second ground truth that is left is the star
+    star = context.assignment.positive[0] & (context.assignment.labels[0] == 1)
+    assert (context.assignment.matched_gts[0][star] == 1).all()
+
+
+def with_finest_level(model: ConfigDict) -> ConfigDict:
+    """Levels of stride 4 to 64: one below the student's, and none of stride 128."""
+    model.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
+    model.neck.start_level = 0
+    return model
+
+
+def six_levels(model: ConfigDict) -> ConfigDict:
+    model.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64, 128]
+    model.neck.update(start_level=0, num_outs=6)
+    return model
+
+
+def test_student_levels_are_a_subset_of_the_teachers() -> None:
+    teacher = dict(config=dict(model=six_levels(tiny_gfl())), checkpoint=None)
+    model = build(tiny_distilled(teacher))
+    context = context_of(model, batch(SHAPES))
+    assert context.teacher.spec.strides == context.student.spec.strides
+    assert context.teacher.level_shapes == context.student.level_shapes
+    torch.testing.assert_close(context.teacher.priors, context.student.priors)
+    for name in ld_full:
+        assert losses(model, batch(SHAPES))[f'loss_{name}'].isfinite()
+
+
+def test_features_are_distilled_on_the_levels_that_both_have() -> None:
+    teacher = dict(config=dict(model=with_finest_level(tiny_gfl())), checkpoint=None)
+    model = build(tiny_distilled(teacher, imitation_everywhere))
+    context = context_of(model, batch(SHAPES))
+    assert context.student.spec.strides == ((8, 8), (16, 16), (32, 32), (64, 64))
+    assert [f.shape for f in context.student.features] == [
+        f.shape for f in context.teacher.features
+    ]
+    assert context.assignment.labels.shape == (2, len(context.student.priors))
+    assert losses(model, batch(SHAPES))['loss_im'] > 0
+
+
+@pytest.mark.parametrize(('scale', 'strides'), [(2, [8, 16, 32, 64]), (0.5, [16, 32, 64, 128])])
+def test_images_are_enlarged_for_the_teacher(scale: float, strides: list[int]) -> None:
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, image_scale=scale)
+    model = build(tiny_distilled(teacher))
+    data = batch(SHAPES)
+    context = context_of(model, data)
+    assert [x for x, _ in context.teacher.spec.strides] == strides
+    # equal cells are equal places
+    torch.testing.assert_close(context.teacher.priors, context.student.priors)
+    assert context.teacher.level_shapes == context.student.level_shapes
+
+    # what the teacher sees in the student's pixels is what it sees in its own
+    inputs = model.data_preprocessor(dict(data), training=True)['inputs']
+    size = [int(side * scale) for side in inputs.shape[-2:]]
+    enlarged = F.interpolate(inputs, size, mode='bilinear', antialias=scale < 1)
+    enlarged[1, :, int(96 * scale) :] = 0
+    enlarged[1, :, :, int(128 * scale) :] = 0
+    outputs = model.teacher.__class__(model.teacher._model)(
+        enlarged, [(int(h * scale), int(w * scale)) for h, w in SHAPES]
+    ).outputs
+    level = strides.index(32)
+    own = [x for x, _ in outputs.spec.strides].index(32 * scale)
+    torch.testing.assert_close(
+        context.teacher.level_class_logits(level), outputs.level_class_logits(own)
+    )
+    torch.testing.assert_close(
+        context.teacher.level_boxes(level), outputs.level_boxes(own) / scale, atol=1e-3, rtol=1e-4
+    )
+    for name in ld_full:
+        assert losses(model, data)[f'loss_{name}'].isfinite()
+
+
+def test_bad_values(tmp_path: Path) -> None:
+    def message(**cfg: Any) -> str:
+        with pytest.raises(ValueError) as caught:  # ConfigError
+            losses(build(tiny_distilled(teacher_with_rows(tmp_path / 'a.pth', **cfg))), batch())
+        return str(caught.value)
+
+    assert message(rows=[0, 1, 2], image_scale=0).startswith('model.teacher.image_scale: found 0')
+    assert 'strides of the levels differ' in message(rows=[0, 1, 2], image_scale=1.5)
+    found = message(rows=[0, 1, 2], classes=NAMES, class_map=dict(circle='round'))
+    assert found.startswith("model.teacher.class_map: 'round' is none of the teacher's classes")
+    found = message(rows=[0, 1, 2], class_map=dict(circle='round'))
+    assert "the names of the teacher's classes are not known" in found
+    found = message(rows=[0, 1, 2], class_map={0: 3})
+    assert found.startswith("model.teacher.class_map: the teacher's class 3 is not in 0..2")
+    assert 'number of classes' in message(rows=[0, 1, 2, None])
+
+
+def test_unknown_names_of_equally_many_classes_correspond_in_order(tmp_path: Path) -> None:
+    expected = distilled_losses(teacher_with_rows(tmp_path / 'a.pth', [0, 1, 2], classes=NAMES))
+    found = distilled_losses(teacher_with_rows(tmp_path / 'b.pth', [0, 1, 2]), ld_main)
+    torch.testing.assert_close(found['ld'], expected['ld'])
