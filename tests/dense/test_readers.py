@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmdet.models import dense_heads
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import distance2bbox
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ld_plugin.dense import Assignment, DenseOutputs, HeadRecorder, get_reader
 from ld_plugin.dense.outputs import level_rows
+from ld_plugin.dense.readers.base import UNLIKE_THEIR_BASE
 from ld_plugin.dense.readers.points import find_ground_truths
 from ld_plugin.dense.readers.tood import logits
 from ld_plugin.errors import ConfigError
@@ -423,3 +425,35 @@ def test_ignored_priors_have_no_weight_and_stay_valid(head: BaseDenseHead) -> No
     ignored = ours.valid & (ours.label_weights == 0)
     assert ignored.any(1).all()
     assert (ours.labels[ignored] == ours.num_classes).all()
+
+
+@pytest.mark.parametrize('base', [dense_heads.FSAFHead, dense_heads.AutoAssignHead])
+def test_heads_that_only_look_like_their_base_are_refused(base: type) -> None:
+    class Mine(base):
+        pass
+
+    for cls in (base, Mine):
+        with pytest.raises(ConfigError, match=f'found {cls.__name__}, expected a head that has'):
+            get_reader(cls.__new__(cls))
+
+
+@pytest.mark.parametrize('name', sorted(UNLIKE_THEIR_BASE))
+def test_refused_heads_exist(name: str) -> None:
+    assert MODELS.get(name) is not None
+
+
+@pytest.mark.parametrize('family', FAMILIES, indirect=True)
+def test_half_precision_maps_are_read_in_float32(
+    head: BaseDenseHead, features: list[Tensor], family: str
+) -> None:
+    if family in ('tood', 'tood_anchors', 'vfnet'):
+        pytest.skip('deformable convolutions do not run in bfloat16')
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = read(head, features)
+        boxes = all_boxes(outputs)
+        record = record_loss(head, features, objects(head, 3, 2))
+        ours = get_reader(head).assignment(record)
+    assert boxes.dtype == torch.float32
+    assert boxes.isfinite().all()
+    assert ours.label_weights.dtype == torch.float32
+    assert ours.matched_gts.dtype == torch.int64

@@ -16,6 +16,21 @@ from ..recorder import HeadRecorder
 #: what the loss of a head with an assigner calls, for :attr:`DenseReader.recorded_methods`
 ASSIGNER_METHODS = ('loss_by_feat', 'get_targets', 'sampler.sample')
 
+#: heads that predict or assign otherwise than the class that they derive from
+UNLIKE_THEIR_BASE = frozenset(
+    {
+        'ATSSVLFusionHead',
+        'AutoAssignHead',
+        'CondInstBboxHead',
+        'FSAFHead',
+        'FreeAnchorRetinaHead',
+        'LADHead',
+        'PISARetinaHead',
+        'RTMDetInsHead',
+        'StageCascadeRPNHead',
+    }
+)
+
 _READERS: dict[str, type['DenseReader']] = {}
 
 
@@ -41,6 +56,8 @@ def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
     for cls in type(head).__mro__:
         if cls.__name__ in _READERS:
             return _READERS[cls.__name__](head)
+        if cls.__name__ in UNLIKE_THEIR_BASE:
+            break
     raise ConfigError(
         f'{key}: found {type(head).__name__}, expected a head that has a reader: '
         f'{", ".join(sorted(_READERS))}. To add one, subclass ld_plugin.dense.DenseReader, '
