@@ -45,6 +45,16 @@ def binary_kl_gradient(student: np.ndarray, teacher: np.ndarray, beta: float) ->
     return (p - q) * np.abs(q - p) ** beta + entropy * slope
 
 
+def rank_kl(student: np.ndarray, teacher: np.ndarray, group: np.ndarray, num_groups: int):
+    """(G,): divergence of the softmax over the members of every group, (K,)."""
+    result = np.zeros(num_groups)
+    for index in range(num_groups):
+        here = group == index
+        if here.any():
+            result[index] = kl(student[here], teacher[here], 1) * here.sum()
+    return result
+
+
 def generalized_iou(a: np.ndarray, b: np.ndarray) -> float:
     """Of two boxes (4,)."""
     size = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)

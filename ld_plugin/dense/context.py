@@ -10,6 +10,7 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from .outputs import DenseOutputs
+from .positions import Positions
 
 if TYPE_CHECKING:
     from ..regions import Region, Selection
@@ -70,6 +71,11 @@ class DistillationContext:
         if region not in self._selections:
             self._selections[region] = region(self)
         return self._selections[region]
+
+    @cached_property
+    def positives(self) -> Positions:
+        """The student's positives."""
+        return Positions.from_mask(self.assignment.positive, self.student.level_shapes)
 
     @cached_property
     def mean_num_images(self) -> Tensor:

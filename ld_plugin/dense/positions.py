@@ -99,3 +99,12 @@ class Positions:
         return torch.cat(
             [counts[level].expand(index.shape[0]) for level, index in enumerate(self.indices)]
         )
+
+
+def mean_counts(masks: Sequence[Tensor]) -> Tensor:
+    """(number of masks,), how often each is set, averaged over the GPUs; 1 where it never is.
+
+    What a sum is divided by to be a mean over the whole batch. Every process must ask for it.
+    """
+    counts = reduce_mean(torch.stack([mask.sum() for mask in masks]).float())
+    return counts.where(counts > 0, 1)

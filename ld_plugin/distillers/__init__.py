@@ -5,6 +5,7 @@ from .box import BoxDistiller
 from .classification import ClassificationDistiller
 from .feature import FeatureDistiller
 from .localization import LocalizationDistiller
+from .rank import RankDistiller
 from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     'LinearDecaySchedule',
     'LinearWarmupSchedule',
     'LocalizationDistiller',
+    'RankDistiller',
     'build_distillers',
 ]

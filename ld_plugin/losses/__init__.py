@@ -1,6 +1,6 @@
 """HOW a difference is measured: pure functions, and thin registered modules over them."""
 
-from .base import DistillationLoss
+from .base import DistillationLoss, WeightedLoss
 from .binary import BinaryKDLoss
 from .distribution import DistributionKLLoss
 from .eager_gradient import eager_gradient
@@ -10,8 +10,10 @@ from .functional import (
     feature_squared_error,
     modulated_binary_cross_entropy,
     pearson_feature_error,
+    rank_kl,
     standardized,
 )
+from .rank import RankKLLoss
 
 __all__ = [
     'BinaryKDLoss',
@@ -19,10 +21,13 @@ __all__ = [
     'DistributionKLLoss',
     'FeatureMSELoss',
     'PearsonFeatureLoss',
+    'RankKLLoss',
+    'WeightedLoss',
     'distribution_kl',
     'eager_gradient',
     'feature_squared_error',
     'modulated_binary_cross_entropy',
     'pearson_feature_error',
+    'rank_kl',
     'standardized',
 ]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 
 
-class DistillationLoss(nn.Module, ABC):
-    """Base of the registered losses; a subclass says only how one row differs from another.
+class WeightedLoss(nn.Module):
+    """A loss with a weight.
 
     Args:
         loss_weight: Factor of the whole loss, at least 0.
@@ -23,6 +23,10 @@ class DistillationLoss(nn.Module, ABC):
         if not loss_weight >= 0:  # refuses NaN, too
             raise ConfigError(f'loss_weight: found {loss_weight}, expected at least 0.')
         self.loss_weight = loss_weight
+
+
+class DistillationLoss(WeightedLoss, ABC):
+    """Base of the losses that compare rows; a subclass says only how one differs from another."""
 
     @abstractmethod
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Losses as pure functions of logits and features.
 
-Shape shorthand: K selected positions, B bins (or classes), C feature channels, ``...`` any leading
-dimensions. Targets carry no gradient. Half-precision inputs are computed in float32.
+Shape shorthand: K selected positions, B bins (or classes), C feature channels, G groups of
+positions, ``...`` any leading dimensions. Targets carry no gradient. Half-precision inputs are
+computed in float32.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -64,6 +66,40 @@ def feature_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference averaged over the channels: (..., C) and (..., C) to (...)."""
     difference = at_least_float32(student) - at_least_float32(teacher.detach())
     return difference.square().mean(dim=-1)
+
+
+def rank_kl(student: Tensor, teacher: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    r"""KL divergence between two rankings of the members of every group.
+
+    .. math:: \sum_j r_{T,j} (\log r_{T,j} - \log r_{S,j}), \quad r = \mathrm{softmax}_j(x)
+
+    over the members j of a group. In rank mimicking (Li et al., AAAI 2022) a group is the
+    positives of one ground truth. The j-th entry of both models is the same position.
+
+    Args:
+        student: (K,), what is ranked.
+        teacher: (K,).
+        group: (K,) int64 in 0..G-1, the group of every position, in any order.
+        num_groups: G.
+
+    Returns:
+        (G,), not below 0 up to rounding; 0 for groups of one member or none.
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    log_student, log_teacher = (
+        _group_log_softmax(x, group, num_groups) for x in (student, teacher)
+    )
+    each = log_teacher.exp() * (log_teacher - log_student)
+    return each.new_zeros(num_groups).index_add(0, group, each)
+
+
+def _group_log_softmax(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Logarithm of the softmax over the members of every group, (K,)."""
+    peak = values.new_full((num_groups,), -torch.inf)
+    shifted = values - peak.scatter_reduce(0, group, values.detach(), 'amax')[group]
+    total = values.new_zeros(num_groups).index_add(0, group, shifted.exp())
+    # a group's largest member adds 1, so this keeps the logarithm from groups without members alone
+    return shifted - total.clamp(min=1).log()[group]
 
 
 def standardized(rows: Tensor, eps: float = 1e-6) -> Tensor:

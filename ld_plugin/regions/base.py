@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from ..dense import DistillationContext, Positions
-from ..dense.positions import LevelShape
+from ..dense.outputs import prior_views
+from ..dense.positions import LevelShape, mean_counts
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ class Selection:
         For regions that are read as whole levels; :attr:`Positions.mean_level_counts` is the same
         for gathered positions. Every process must ask for it.
         """
-        parts = (self.weights > 0).split([h * w * a for h, w, a in self.shapes], dim=1)
-        counts = reduce_mean(torch.stack([part.sum() for part in parts]).float())
-        return counts.where(counts > 0, 1)
+        return mean_counts(prior_views(self.weights > 0, self.shapes))
+
+    @cached_property
+    def cell_masks(self) -> list[Tensor]:
+        """Per level, (N, H, W) bool: the cell holds a selected prior."""
+        return [level.any(1) for level in prior_views(self.weights > 0, self.shapes)]
 
 
 class Region(ABC):

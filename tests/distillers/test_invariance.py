@@ -24,8 +24,14 @@ ANYWHERE = {
     ),
     'ld': dict(type='LocalizationDistiller'),
 }
-every_distiller = pytest.mark.parametrize('cfg', ANYWHERE.values(), ids=ANYWHERE)
-EVERYWHERE = {
+ON_POSITIVES = {
+    'rank_iou': dict(type='RankDistiller', on='iou'),
+    'rank_logit': dict(type='RankDistiller', on='logit'),
+    'rank_score': dict(type='RankDistiller'),
+}
+DISTILLERS = ANYWHERE | ON_POSITIVES
+every_distiller = pytest.mark.parametrize('cfg', DISTILLERS.values(), ids=DISTILLERS)
+EVERYWHERE = ON_POSITIVES | {
     f'{name}-{region}': dict(cfg, region=dict(type=region))
     for name, cfg in ANYWHERE.items()
     for region in sorted(REGIONS.module_dict)
@@ -41,6 +47,10 @@ def step(request: pytest.FixtureRequest) -> DistillationContext:
 
 def make(cfg: dict[str, Any], step: DistillationContext) -> Distiller:
     return build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x']
+
+
+def on_region(cfg: dict[str, Any], region: str) -> dict[str, Any]:
+    return cfg if cfg in ON_POSITIVES.values() else dict(cfg, region=dict(type=region))
 
 
 def student_maps(step: DistillationContext) -> list[Tensor]:
@@ -116,7 +126,7 @@ def test_a_batch_without_ground_truth(step: DistillationContext, cfg: dict[str, 
         'InsideGTRegion',
         'FineGrainedRegion',
     ):
-        check_zero(make(dict(cfg, region=dict(type=region)), empty), empty)
+        check_zero(make(on_region(cfg, region), empty), empty)
 
 
 @on_every_region
@@ -143,7 +153,7 @@ def check_zero(distiller: Distiller, step: DistillationContext) -> None:
     assert not any(gradient.any() for gradient in gradients)
 
 
-@every_distiller
+@pytest.mark.parametrize('cfg', ANYWHERE.values(), ids=ANYWHERE)
 def test_one_positive_in_a_batch_of_one(cfg: dict[str, Any]) -> None:
     step = context(images=1)
     labels = torch.full_like(step.assignment.labels, 3)

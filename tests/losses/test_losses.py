@@ -10,10 +10,12 @@ from ld_plugin.losses import (
     DistributionKLLoss,
     FeatureMSELoss,
     PearsonFeatureLoss,
+    RankKLLoss,
     distribution_kl,
     feature_squared_error,
     modulated_binary_cross_entropy,
     pearson_feature_error,
+    rank_kl,
     standardized,
 )
 from ld_plugin.losses.functional import at_least_float32
@@ -221,6 +223,7 @@ def test_a_bin_without_probability_counts_nothing():
         (lambda: DistributionKLLoss(loss_weight=-1), 'loss_weight: found -1'),
         (lambda: BinaryKDLoss(beta=0.5), 'beta: found 0.5, expected 0 or at least 1'),
         (lambda: BinaryKDLoss(beta=float('nan')), 'beta: found nan'),
+        (lambda: RankKLLoss(loss_weight=-3), 'loss_weight: found -3'),
         (lambda: FeatureMSELoss(loss_weight=-0.5), 'loss_weight: found -0.5'),
     ],
 )
@@ -236,7 +239,7 @@ def test_pearson_error_is_one_minus_the_correlation(count, channels, seed):
     student, teacher = torch.randn(2, count, channels, generator=generator).double().unbind()
     correlation = [np.corrcoef(s, t)[0, 1] for s, t in zip(student.T, teacher.T, strict=True)]
     expected = (count - 1) / count * (1 - np.mean(correlation))
-    ours = pearson_feature_error(student * 7 + 3, teacher / 4 - 1).mean()
+    ours = pearson_feature_error(student * 7e4 + 3, teacher * 1e4 - 1).mean()
     assert ours.item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -258,3 +261,42 @@ def test_standardized_features_without_variance_are_finite(student):
     assert standardized(student.detach()).isfinite().all()
     assert loss.isfinite()
     assert student.grad.isfinite().all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(count=st.integers(0, 12), groups=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_rank_kl_follows_the_formula_in_ragged_groups(count, groups, seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(2, count, generator=generator) * 5).double().unbind()
+    group = torch.randint(groups, (count,), generator=generator)
+    ours = rank_kl(student, teacher, group, groups)
+    expected = brute_force.rank_kl(student.numpy(), teacher.numpy(), group.numpy(), groups)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-9)
+    order = torch.randperm(count, generator=generator)
+    again = rank_kl(student[order], teacher[order], group[order], groups)
+    torch.testing.assert_close(again, ours)
+
+
+def test_rank_kl_gradients_agree_with_finite_differences():
+    student, teacher = rows(7, dtype=torch.float64), rows(7, dtype=torch.float64).detach()
+    group = torch.tensor([2, 0, 2, 4, 0, 2, 2])  # groups 1 and 3 are empty, group 4 has one member
+    assert torch.autograd.gradcheck(lambda s: rank_kl(s, teacher, group, 5), student)
+    rank_kl(student, teacher, group, 5).sum().backward()
+    assert student.grad[3] == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_rank_kl_of_large_half_precision_logits(dtype):
+    student = torch.tensor([200.0, -200.0, 0.0], dtype=dtype, requires_grad=True)
+    loss = RankKLLoss(2.0)(student, -student.detach(), torch.tensor([0, 0, 1]), 2, avg_factor=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(800)
+    assert student.grad.tolist() == [2, -2, 0]
+
+
+def test_no_positives_have_no_rank_and_a_gradient():
+    student = rows(3)
+    loss = RankKLLoss()(student[:0], student.detach()[:0], torch.zeros(0).long(), 2, avg_factor=1)
+    loss.backward()
+    assert loss == 0
+    assert not student.grad.any()
