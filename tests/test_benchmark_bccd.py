@@ -36,6 +36,16 @@ def test_table_gives_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     )
 
 
+def test_gains_are_differences_seed_by_seed(tmp_path: Path) -> None:
+    def jobs(name: str, *values: float) -> list[benchmark.Job]:
+        return [job(tmp_path / f'{name}{value}', metrics(value)) for value in values]
+
+    students = {benchmark.BASE: jobs('main', 0.5, 0.7), 'full': jobs('full', 0.55, 0.77)}
+    rows = benchmark.gains(students).splitlines()
+    assert rows[0].startswith('| over main LD | AP |')
+    assert rows[2:] == ['| full' + ' | +0.060 ± 0.014' * 4 + ' |']
+
+
 def test_complete_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, 'run', None)  # nothing may be submitted
     benchmark.run_all([job(tmp_path / 'done', metrics(0.5))], at_once=1)
