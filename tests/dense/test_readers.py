@@ -11,12 +11,19 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ld_plugin.dense import Assignment, DenseOutputs, HeadRecorder, get_reader
+from ld_plugin.dense import (
+    Assignment,
+    DenseOutputs,
+    DistillationContext,
+    HeadRecorder,
+    get_reader,
+)
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.dense.readers.base import UNLIKE_THEIR_BASE
 from ld_plugin.dense.readers.points import find_ground_truths
 from ld_plugin.dense.readers.tood import logits
 from ld_plugin.errors import ConfigError
+from ld_plugin.regions import ValuableLocalizationRegion
 from tests.dense.heads import (
     IMAGES,
     all_boxes,
@@ -457,3 +464,33 @@ def test_half_precision_maps_are_read_in_float32(
     assert boxes.isfinite().all()
     assert ours.label_weights.dtype == torch.float32
     assert ours.matched_gts.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    'family', ['fcos', 'fcos_normalised', 'vfnet', 'rtmdet', 'yolox'], indirect=True
+)
+def test_a_point_has_a_square_of_eight_strides_around_it(
+    head: BaseDenseHead, features: list[Tensor], family: str
+) -> None:
+    outputs = read(head, features)
+    sizes = [level.shape[-2:] for level in features]
+    points = torch.cat(head.prior_generator.grid_priors(sizes, device='cpu'))
+    half = 4 * outputs.prior_strides
+    assert torch.equal(outputs.priors, torch.cat([points - half, points + half], dim=1))
+    if family == 'vfnet':
+        anchors = head.atss_prior_generator.grid_priors(sizes, device='cpu')
+        assert torch.equal(outputs.priors, torch.cat(anchors))
+
+
+@pytest.mark.parametrize('family', ['fcos', 'rtmdet', 'yolox'], indirect=True)
+def test_points_have_a_valuable_localization_region(
+    head: BaseDenseHead, features: list[Tensor]
+) -> None:
+    gts = objects(head, 3, 0)
+    record = record_loss(head, features, gts)
+    reader = get_reader(head)
+    outputs = reader.read(record.outs, record.inputs)
+    boxes = [gt.bboxes for gt in gts]
+    step = DistillationContext(outputs, outputs, reader.assignment(record), boxes)
+    weights = step.select(ValuableLocalizationRegion()).weights
+    assert (weights > 0).any(1).tolist() == [True, False]
