@@ -51,6 +51,43 @@ ld_full = dict(ld=_main_ld, ld_vlr=_vlr_ld, kd=_main_kd)
 ld_voc = dict(ld=_main_ld, ld_vlr=_vlr_ld, kd_vlr=_vlr_kd)
 """The VOC recipe: main LD, valuable localization region LD and KD."""
 
+ld_retina = dict(
+    ld=dict(
+        type='LocalizationDistiller',
+        region=dict(type='MainRegion'),
+        loss=dict(type='DistributionKLLoss', temperature=10, loss_weight=5),
+    ),
+    ld_vlr=dict(
+        type='LocalizationDistiller',
+        region=dict(type='ValuableLocalizationRegion', exclude_positives=True),
+        loss=dict(type='DistributionKLLoss', temperature=10, loss_weight=0.15),
+    ),
+    kd=dict(
+        type='ClassificationDistiller',
+        region=dict(type='MainRegion'),
+        loss=dict(type='DistributionKLLoss', temperature=8, loss_weight=10),
+    ),
+)
+"""The full recipe as published for RetinaNet; its head needs distributions.
+
+The published implementation multiplies the region's loss of weight 5 by 0.03.
+"""
+
+ld_point = dict(
+    ld=_main_ld,
+    ld_vlr=dict(
+        type='LocalizationDistiller',
+        region=dict(type='ValuableLocalizationRegion'),
+        loss=dict(type='DistributionKLLoss', temperature=10, loss_weight=0.0625),
+    ),
+    kd=_main_kd,
+)
+"""The full recipe as published for ATSS and FCOS; their heads need distributions.
+
+The published implementation multiplies the region's loss of weight 0.25 by 0.15 to 0.25. Points
+have square priors of eight strides here, so FCOS has a region of its own instead of all negatives.
+"""
+
 imitation_everywhere = dict(im=_imitation('EverywhereRegion'))
 """Feature imitation on whole maps (FitNets)."""
 
@@ -89,6 +126,17 @@ bckd = dict(
 )
 """Binary classification and IoU-based localization distillation (Yang et al., ICCV 2023)."""
 
+rm_pfi = dict(
+    rm=dict(type='RankDistiller', on='score', loss=dict(type='RankKLLoss', loss_weight=4)),
+    rm_box=dict(type='RankDistiller', on='iou', loss=dict(type='RankKLLoss', loss_weight=4)),
+    pfi=dict(
+        type='PredictionGuidedFeatureDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='FeatureMSELoss', loss_weight=1.5),
+    ),
+)
+"""Rank mimicking and prediction-guided feature imitation (Li et al., AAAI 2022), for RetinaNet."""
+
 pkd = dict(
     pkd=dict(
         type='FeatureDistiller',
@@ -100,3 +148,6 @@ pkd = dict(
 
 The weight is that of the CrossKD authors' comparison.
 """
+
+crosskd = dict(crosskd=dict(type='CrossHeadDistiller', layer=3))
+"""Cross-head distillation of classes and boxes (CrossKD; Wang et al., CVPR 2024)."""

@@ -5,6 +5,7 @@ from .box import BoxDistiller
 from .classification import ClassificationDistiller
 from .feature import FeatureDistiller
 from .localization import LocalizationDistiller
+from .prediction_guided import PredictionGuidedFeatureDistiller
 from .rank import RankDistiller
 from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
 
@@ -17,6 +18,7 @@ __all__ = [
     'LinearDecaySchedule',
     'LinearWarmupSchedule',
     'LocalizationDistiller',
+    'PredictionGuidedFeatureDistiller',
     'RankDistiller',
     'build_distillers',
 ]
