@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .context import Assignment, DistillationContext
-from .outputs import DenseOutputs, HeadSpec
+from .head_features import HeadFeatures
+from .outputs import DenseOutputs, HeadSpec, RestOfHead
 
 ClassName = str | int
 
@@ -98,8 +99,29 @@ def take_levels(outputs: DenseOutputs, levels: Sequence[int]) -> DenseOutputs:
         outputs,
         spec=take_spec_levels(spec, levels),
         priors=torch.cat([priors[level] for level in levels]),
+        head_features={
+            layer: HeadFeatures(*([branch[level] for level in levels] for branch in features))
+            for layer, features in outputs.head_features.items()
+        },
+        rest_of_head=outputs.rest_of_head and _rest_of_levels(outputs, levels),
         **taken,
     )
+
+
+def _rest_of_levels(outputs: DenseOutputs, levels: Sequence[int]) -> RestOfHead:
+    """The rest of the head for features of these levels; the others get a cell of zeros."""
+
+    def rest(layer: int, features: HeadFeatures) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        branches = []
+        for branch in features:
+            of_level = dict(zip(levels, branch, strict=True))
+            nothing = branch[0].new_zeros(*branch[0].shape[:2], 1, 1)
+            count = len(outputs.spec.strides)
+            branches.append([of_level.get(level, nothing.clone()) for level in range(count)])
+        maps = outputs.rest_of_head(layer, HeadFeatures(*branches))
+        return tuple([branch[level] for level in levels] for branch in maps)
+
+    return rest
 
 
 def take_spec_levels(spec: HeadSpec, levels: Sequence[int]) -> HeadSpec:
@@ -224,10 +246,17 @@ def take_class_maps(
 def _take_classes(outputs: DenseOutputs, classes: Sequence[int]) -> DenseOutputs:
     if not outputs.class_maps:
         return outputs
+    anchors = outputs.spec.num_base_priors
+
+    def rest(layer: int, features: HeadFeatures) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        class_maps, box_maps = outputs.rest_of_head(layer, features)
+        return take_class_maps(class_maps, anchors, classes), box_maps
+
     return replace(
         outputs,
         spec=replace(outputs.spec, num_classes=len(classes)),
-        class_maps=take_class_maps(outputs.class_maps, outputs.spec.num_base_priors, classes),
+        class_maps=take_class_maps(outputs.class_maps, anchors, classes),
+        rest_of_head=outputs.rest_of_head and rest,
     )
 
 

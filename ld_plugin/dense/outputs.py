@@ -11,16 +11,18 @@ Priors are ordered by level, row, column, anchor. The channel of class c of anch
 ``a * C + c``, the channel of bin b of side e of anchor a is ``(a * E + e) * B + b``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .head_features import HeadFeatures
 from .positions import Positions
 
 BoxDecoder = Callable[[Tensor, Tensor, Tensor], Tensor]
+RestOfHead = Callable[[int, HeadFeatures], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class HeadSpec:
         extras: What the head offers beyond class logits, boxes and features, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`: ``'quality'``, ``'head_features'``; and
             ``'matched_gts'`` where :attr:`Assignment.matched_gts` is known.
+        tower_channels: Widths of what enters the first stacked convolution of each branch, and of
+            what leaves each; empty where the head does not offer ``'head_features'``.
     """
 
     name: str
@@ -48,6 +52,7 @@ class HeadSpec:
     box_dim: int
     feature_channels: int
     extras: frozenset[str] = frozenset()
+    tower_channels: tuple[int, ...] = ()
 
     @property
     def offers(self) -> frozenset[str]:
@@ -72,6 +77,10 @@ class DenseOutputs:
             into boxes (K, E) in pixels.
         quality_maps: Per level, logits (N, A, H, W) of the branch that rates a box, before the
             sigmoid (centerness, IoU or objectness); empty where the head has none.
+        head_features: By i, what left the i-th stacked convolutions of the head; those that a
+            distiller asked for.
+        rest_of_head: The head behind its i-th stacked convolutions: from i and features, which it
+            overwrites, to class maps and regression maps; None where nobody asked for it.
     """
 
     spec: HeadSpec
@@ -81,6 +90,18 @@ class DenseOutputs:
     priors: Tensor
     decoder: BoxDecoder
     quality_maps: Sequence[Tensor] = ()
+    head_features: Mapping[int, HeadFeatures] = field(default_factory=dict)
+    rest_of_head: RestOfHead | None = None
+
+    def cross_head(self, layer: int, features: HeadFeatures) -> 'DenseOutputs':
+        """What this model's head predicts from there on, if another model's features enter it.
+
+        Args:
+            layer: How many stacked convolutions the features have passed.
+            features: Of this head's widths, before the activation; they are overwritten.
+        """
+        class_maps, box_maps = self.rest_of_head(layer, features)
+        return replace(self, class_maps=class_maps, box_maps=box_maps, quality_maps=())
 
     @property
     def num_images(self) -> int:

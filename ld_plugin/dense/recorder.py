@@ -1,12 +1,13 @@
 """Record what passes through a stock head while it computes its stock loss."""
 
 from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from inspect import signature
 from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class HeadRecorder:
@@ -19,6 +20,7 @@ class HeadRecorder:
         head: The student's head.
         methods: Names of the methods whose calls are wanted; ``'sampler.sample'`` is one of the
             head's sampler.
+        watched: By a name, modules inside the head whose inputs are wanted.
 
     Attributes:
         inputs: The feature levels that the head was called with, each (N, F, H, W).
@@ -26,18 +28,30 @@ class HeadRecorder:
         returned: Per method, the list of its return values.
         arguments: Per method, the list of its calls' arguments by name. Heads change some of them
             in place, lists of anchors for example.
+        entered: By the watched modules' name, copies of what entered them, in the order of calls. A
+            copy, because most activations overwrite their input.
     """
 
-    def __init__(self, head: nn.Module, methods: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        methods: tuple[str, ...] = (),
+        watched: Mapping[Hashable, Sequence[nn.Module]] | None = None,
+    ) -> None:
         self.head = head
         self.methods = methods
+        self.watched = watched or {}
         self.inputs: tuple = ()
         self.outs: tuple = ()
         self.returned: dict[str, list[Any]] = defaultdict(list)
         self.arguments: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.entered: dict[Hashable, list[Tensor]] = defaultdict(list)
 
     def __enter__(self) -> 'HeadRecorder':
-        self._hook = self.head.register_forward_hook(self._record_forward)
+        self._hooks = [self.head.register_forward_hook(self._record_forward)]
+        for name, modules in self.watched.items():
+            hook = self._copy_input(name)
+            self._hooks += [module.register_forward_pre_hook(hook) for module in modules]
         for name in self.methods:
             owner, method = self._locate(name)
             setattr(owner, method, self._wrap(name, getattr(owner, method)))
@@ -49,7 +63,8 @@ class HeadRecorder:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for name in self.methods:
             delattr(*self._locate(name))  # uncovers the class's own method again
 
@@ -59,6 +74,12 @@ class HeadRecorder:
 
     def _record_forward(self, head: nn.Module, args: tuple, outs: tuple) -> None:
         self.inputs, self.outs = args[0], outs
+
+    def _copy_input(self, name: Hashable) -> Any:
+        def copy(module: nn.Module, args: tuple) -> None:
+            self.entered[name].append(args[0].clone())
+
+        return copy
 
     def _wrap(self, name: str, method: Any) -> Any:
         def recorded(*args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ forward pass on small images, and on the small levels of a pyramid more than the
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.mkldnn import MkldnnConv2d
 
@@ -18,7 +19,8 @@ class PackedConv2d(nn.Conv2d):
     """A convolution that is not trained, and reorders its weights once, when it is first called.
 
     The plain weights are given up then, so the memory stays the same; :meth:`unpack` brings them
-    back. On other devices than a processor it is an ordinary convolution.
+    back. On other devices than a processor, and for inputs that need a gradient, it is an ordinary
+    convolution.
     """
 
     packed: Tensor | None
@@ -36,17 +38,24 @@ class PackedConv2d(nn.Conv2d):
             return super().forward(x)
         if self.packed is None:
             self._pack()
+        x = x.to(self.weight.dtype)
+        if torch.is_grad_enabled() and x.requires_grad:  # the packed kernel has no gradient
+            geometry = self.stride, self.padding, self.dilation, self.groups
+            return F.conv2d(x, self._plain_weight(), self.bias, *geometry)
         geometry = self.padding, self.stride, self.dilation, self.groups
         return torch.ops.mkldnn._convolution_pointwise(
-            x.to(self.weight.dtype), self.packed, self.bias, *geometry, 'none', [], ''
+            x, self.packed, self.bias, *geometry, 'none', [], ''
         )
 
     def unpack(self) -> None:
         """Hold plain weights again, as a move to another device needs."""
         if self.packed is not None:
-            plain = self.packed.to_dense().to(self.weight.dtype)
-            self.weight.data = plain.contiguous(memory_format=torch.channels_last)
+            self.weight.data = self._plain_weight()
             self.packed = None
+
+    def _plain_weight(self) -> Tensor:
+        plain = self.packed.to_dense().to(self.weight.dtype)
+        return plain.contiguous(memory_format=torch.channels_last)
 
     def _pack(self) -> None:
         self.packed = MkldnnConv2d(self, self.weight.dtype).weight

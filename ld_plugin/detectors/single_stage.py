@@ -1,6 +1,7 @@
 """Any stock single-stage detector as a student."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ class DistilledSingleStageDetector(SingleStageDetector):
         self.teacher.reads = frozenset().union(
             *(distiller.reads_of_teacher for distiller in self.distillers.values())
         )
+        self.teacher.head_layers = frozenset().union(
+            *(distiller.head_layers for distiller in self.distillers.values())
+        )
         self._classes_matched = False
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
@@ -105,11 +109,16 @@ class DistilledSingleStageDetector(SingleStageDetector):
         self._match_classes()
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader = get_reader(self.bbox_head)
-        with HeadRecorder(self.bbox_head, reader.recorded_methods) as record:
+        layers = self.teacher.head_layers
+        watched = reader.watched(layers)
+        with HeadRecorder(self.bbox_head, reader.recorded_methods, watched) as record:
             losses = super().loss(batch_inputs, batch_data_samples)
         teacher.check_finite()  # here, where the stock loss has waited for the device anyway
         context = self._match.context(
-            student=reader.read(record.outs, record.inputs),
+            student=replace(
+                reader.read(record.outs, record.inputs),
+                head_features=reader.head_features(record, layers),
+            ),
             teacher=teacher.outputs,
             assignment=reader.assignment(record),
             gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],

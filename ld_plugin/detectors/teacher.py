@@ -11,7 +11,8 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..dense import ClassMatch, DenseOutputs, HeadSpec, get_reader
+from ..dense import ClassMatch, DenseOutputs, HeadRecorder, HeadSpec, get_reader
+from ..dense.head_features import HeadFeatures
 from ..dense.matching import rescaled, rescaled_spec
 from ..errors import ConfigError, NonFiniteTeacherError
 from .checkpoint import class_names, load_checkpoint_file, load_weights
@@ -95,6 +96,7 @@ class FrozenTeacher:
         reads: Which of its outputs are asked for, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`; all by default. Features are kept only if
             they are, and the head runs only if anything else is.
+        head_layers: Of how many stacked convolutions the features inside the head are asked for.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class FrozenTeacher:
         self.image_scale = image_scale
         self.class_map = class_map
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
+        self.head_layers: frozenset[int] = frozenset()
         self._dtype = PRECISIONS[precision]
         self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
         self._model = _for_inference(model, self._dtype)
@@ -245,17 +248,34 @@ class FrozenTeacher:
         """
         images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
         images = images.contiguous(memory_format=torch.channels_last)
-        low_precision = self._dtype != torch.float32
-        # switched off explicitly for fp32: the student's own autocast surrounds this call
-        with torch.autocast(
-            images.device.type, self._dtype if low_precision else None, enabled=low_precision
-        ):
-            features = self._model.extract_feat(images if low_precision else images.float())
+        watched = self._reader.watched(self.head_layers)
+        with self._precision(), HeadRecorder(self._model.bbox_head, watched=watched) as record:
+            images = images if self._is_low_precision else images.float()
+            features = self._model.extract_feat(images)
             outs = None if self.reads == {'features'} else self._model.bbox_head(features)
         outputs = self._reader.read(outs, features if 'features' in self.reads else ())
+        if self.head_layers:
+            head_features = self._reader.head_features(record, self.head_layers)
+            outputs = replace(outputs, head_features=head_features, rest_of_head=self._rest_of_head)
         outputs = rescaled(outputs, self.image_scale)
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
         return TeacherOutputs(outputs, torch.stack([m.sum(dtype=torch.float32) for m in maps]))
+
+    @property
+    def _is_low_precision(self) -> bool:
+        return self._dtype != torch.float32
+
+    def _precision(self) -> torch.autocast:
+        # switched off explicitly for fp32: the student's own autocast surrounds the teacher's
+        low = self._is_low_precision
+        return torch.autocast(self.device.type, self._dtype if low else None, enabled=low)
+
+    def _rest_of_head(
+        self, layer: int, features: HeadFeatures
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """As :meth:`~ld_plugin.dense.DenseReader.rest_of_head`, with gradients to the features."""
+        with self._precision():
+            return self._reader.rest_of_head(layer, features)
 
     def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
         return self  # it never changes, so copies of the student need none of their own

@@ -3,6 +3,7 @@
 from .base import Distiller, build_distillers
 from .box import BoxDistiller
 from .classification import ClassificationDistiller
+from .crosshead import CrossHeadDistiller
 from .feature import FeatureDistiller
 from .localization import LocalizationDistiller
 from .prediction_guided import PredictionGuidedFeatureDistiller
@@ -13,6 +14,7 @@ __all__ = [
     'BoxDistiller',
     'ClassificationDistiller',
     'ConstantSchedule',
+    'CrossHeadDistiller',
     'Distiller',
     'FeatureDistiller',
     'LinearDecaySchedule',

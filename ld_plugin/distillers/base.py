@@ -31,12 +31,14 @@ class Distiller(nn.Module, ABC):
             ``'head_features'`` (what the head's stacked convolutions pass on).
         reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
             ground truth).
+        head_layers: After how many stacked convolutions it reads ``'head_features'``.
         loss_registry: Where ``loss`` is looked up.
         defaults: Configs of the parts that a user leaves out.
     """
 
     reads: ClassVar[frozenset[str]]
     reads_of_student: ClassVar[frozenset[str]] = frozenset()
+    head_layers: frozenset[int] = frozenset()
     loss_registry: ClassVar[Registry] = LOSSES
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
 

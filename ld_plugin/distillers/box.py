@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 from mmdet.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dense import DistillationContext
 from ..dense.outputs import prior_views
@@ -52,7 +52,8 @@ class BoxDistiller(Distiller):
         student, teacher = context.student, context.teacher
         weights = at.take(context.assignment.label_weights)
         differences = _score_differences(student.class_logits(at), teacher.class_logits(at))
-        return self._weighted_sum(student.boxes(at), teacher.boxes(at), weights * differences)
+        boxes = student.boxes(at), teacher.boxes(at)
+        return weighted_box_loss(self.loss, *boxes, weights * differences)
 
     def _of_level(self, context: DistillationContext, level: int) -> Tensor:
         student, teacher = context.student, context.teacher
@@ -62,7 +63,8 @@ class BoxDistiller(Distiller):
         weights = prior_views(weights, selection.shapes)[level] * differences
 
         def weighted_sum(box_map: Tensor) -> Tensor:
-            return self._weighted_sum(
+            return weighted_box_loss(
+                self.loss,
                 student.decode_level(level, box_map).flatten(0, 1),
                 teacher.level_boxes(level).flatten(0, 1),
                 weights.movedim(1, -1).flatten(),
@@ -70,17 +72,25 @@ class BoxDistiller(Distiller):
 
         return eager_gradient(weighted_sum, student.box_maps[level])
 
-    def _weighted_sum(self, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-        """Of boxes (K, E) and weights (K,)."""
-        if len(student) == 0:
-            return student.sum()  # the stock IoU of no boxes has no gradient
-        # weighted here: the stock losses look at their weights, for which they wait for the device
-        rows = self.loss(student, teacher.detach(), reduction_override='none')
-        return (rows.flatten(1).sum(1) if rows.dim() > 1 else rows).mul(weights).sum()
-
     @staticmethod
     def _levels(context: DistillationContext) -> int:
         return len(context.student.box_maps)
+
+
+def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of a stock loss over pairs of boxes.
+
+    Args:
+        loss: A regression loss out of MMDetection's ``MODELS``.
+        student: (K, E).
+        teacher: (K, E).
+        weights: (K,).
+    """
+    if len(student) == 0:
+        return student.sum()  # the stock IoU of no boxes has no gradient
+    # weighted here: the stock losses look at their weights, for which they wait for the device
+    rows = loss(student, teacher.detach(), reduction_override='none')
+    return (rows.flatten(1).sum(1) if rows.dim() > 1 else rows).mul(weights).sum()
 
 
 @torch.no_grad()

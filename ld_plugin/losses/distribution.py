@@ -14,20 +14,36 @@ class DistributionKLLoss(DistillationLoss):
 
     ``dict(type='DistributionKLLoss', temperature=10, loss_weight=0.25)``
 
+    CrossKD (Wang et al., CVPR 2024) adds the bins up instead of averaging them:
+    ``dict(type='DistributionKLLoss', temperature=1, loss_weight=4, class_reduction='sum')``
+
     Args:
         temperature: tau > 0; larger values soften both distributions. Published: 10 for box sides,
             2 for classes.
         loss_weight: Factor of the whole loss. Published: 0.25 for box sides, 10 for classes.
+        class_reduction: ``'mean'`` or ``'sum'`` over the bins or classes.
 
     Raises:
-        ConfigError: ``temperature`` is not above 0, or ``loss_weight`` is negative.
+        ConfigError: ``temperature`` is not above 0, ``loss_weight`` is negative, or
+            ``class_reduction`` is neither.
     """
 
-    def __init__(self, temperature: float = 10.0, loss_weight: float = 0.25) -> None:
+    def __init__(
+        self,
+        temperature: float = 10.0,
+        loss_weight: float = 0.25,
+        class_reduction: str = 'mean',
+    ) -> None:
         super().__init__(loss_weight)
         if not temperature > 0:  # refuses NaN, too
             raise ConfigError(f'temperature: found {temperature}, expected a number above 0.')
+        if class_reduction not in ('mean', 'sum'):
+            raise ConfigError(
+                f"class_reduction: found {class_reduction!r}, expected 'mean' or 'sum'."
+            )
         self.temperature = temperature
+        self.class_reduction = class_reduction
 
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return distribution_kl(student, teacher, self.temperature)
+        mean = distribution_kl(student, teacher, self.temperature)
+        return mean * student.shape[-1] if self.class_reduction == 'sum' else mean

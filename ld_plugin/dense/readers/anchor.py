@@ -21,6 +21,7 @@ class AnchorReader(DenseReader):
     """
 
     recorded_methods: ClassVar[tuple[str, ...]] = ASSIGNER_METHODS
+    tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
 
     @property
     def spec(self) -> HeadSpec:

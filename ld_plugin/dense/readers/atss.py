@@ -17,6 +17,7 @@ class ATSSReader(DenseReader):
     """Reads ``ATSSHead`` (Zhang et al., CVPR 2020)."""
 
     recorded_methods: ClassVar[tuple[str, ...]] = ASSIGNER_METHODS
+    tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
 
     @property
     def spec(self) -> HeadSpec:

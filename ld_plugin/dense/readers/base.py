@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..context import Assignment
+from ..head_features import HeadFeatures, Tower
 from ..outputs import DenseOutputs, HeadSpec
 from ..recorder import HeadRecorder
 
@@ -82,6 +84,9 @@ class DenseReader(ABC):
     has_distributions: ClassVar[bool] = False
     #: methods of the head whose return values :meth:`assignment` needs
     recorded_methods: ClassVar[tuple[str, ...]] = ('get_targets',)
+    #: attributes of the head that hold the stacked convolutions of its classification and of its
+    #: regression branch
+    tower_names: ClassVar[tuple[str, ...]] = ()
     #: methods of the head that a teacher runs in float32 whatever its precision is, because they
     #: call an operator that has no other
     float32_methods: ClassVar[tuple[str, ...]] = ()
@@ -154,8 +159,59 @@ class DenseReader(ABC):
             num_bins=num_bins,
             box_dim=4,
             feature_channels=head.in_channels,
-            extras=frozenset(extras),
+            extras=frozenset(extras) | ({'head_features'} if self.tower_channels else set()),
+            tower_channels=self.tower_channels,
         )
+
+    @property
+    def towers(self) -> list[Tower]:
+        """The stacked convolutions of both branches; empty if the head has none."""
+        return [Tower(self.head, name) for name in self.tower_names if hasattr(self.head, name)]
+
+    @property
+    def tower_channels(self) -> tuple[int, ...]:
+        """As in :class:`HeadSpec`."""
+        widths = {tower.channels for tower in self.towers}
+        return widths.pop() if len(widths) == 1 else ()
+
+    def watched(self, layers: Collection[int]) -> dict[tuple[int, str], list[nn.Module]]:
+        """The modules to record for the features after so many stacked convolutions."""
+        return {
+            (layer, tower.name): tower.activations(layer)
+            for layer in layers
+            if layer > 0
+            for tower in self.towers
+        }
+
+    def head_features(
+        self, record: HeadRecorder, layers: Collection[int]
+    ) -> dict[int, HeadFeatures]:
+        """Features of the recorded forward by the number of stacked convolutions they passed."""
+        return {
+            layer: HeadFeatures(
+                *(
+                    record.entered[layer, tower.name] if layer else record.inputs
+                    for tower in self.towers
+                )
+            )
+            for layer in layers
+        }
+
+    def rest_of_head(
+        self, layer: int, features: HeadFeatures
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Class logit maps and regression maps from features that passed some convolutions.
+
+        The head's own forward runs, whatever it does behind the stacked convolutions.
+
+        Args:
+            layer: How many of the stacked convolutions they passed.
+            features: Before the activation, which overwrites them.
+        """
+        with ExitStack() as skipped:
+            for tower, levels in zip(self.towers, features, strict=True):
+                skipped.enter_context(tower.skipping(layer, levels))
+            return self.maps(self.head(tuple(features.classes)))
 
     def assigned(
         self,

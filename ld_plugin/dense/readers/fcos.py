@@ -24,6 +24,7 @@ class FCOSReader(PointReader):
     """
 
     recorded_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat', 'get_targets')
+    tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
 
     @property
     def spec(self) -> HeadSpec:

@@ -18,6 +18,7 @@ class GFLReader(DenseReader):
 
     has_distributions: ClassVar[bool] = True
     recorded_methods: ClassVar[tuple[str, ...]] = ASSIGNER_METHODS
+    tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
 
     @property
     def spec(self) -> HeadSpec:

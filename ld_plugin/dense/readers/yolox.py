@@ -26,6 +26,7 @@ class YOLOXReader(PointReader):
         '_get_targets_single',
         'sampler.sample',
     )
+    tower_names: ClassVar[tuple[str, ...]] = ('multi_level_cls_convs', 'multi_level_reg_convs')
 
     @property
     def spec(self) -> HeadSpec:

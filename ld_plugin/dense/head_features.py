@@ -1,0 +1,97 @@
+"""Features inside a head: what its stacked convolutions pass on, and the rest of it from there."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+
+class HeadFeatures(NamedTuple):
+    """What comes out of the i-th stacked convolution of both branches, before its activation.
+
+    Attributes:
+        classes: Per level, of the classification branch, (N, F, H, W).
+        boxes: Per level, of the regression branch, (N, F, H, W).
+    """
+
+    classes: Sequence[Tensor]
+    boxes: Sequence[Tensor]
+
+
+class Tower:
+    """The stacked convolutions of one branch of a head.
+
+    The levels share them, or each level has its own.
+
+    Args:
+        head: The head.
+        name: Of its attribute that holds the convolutions: a list, or a list of them per level.
+    """
+
+    def __init__(self, head: nn.Module, name: str) -> None:
+        self.head = head
+        self.name = name
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Widths of what enters the first convolution, and of what leaves each.
+
+        Empty if there is none, or one of them is no convolution with an activation.
+        """
+        layers = [layer for stack in self._stacks for layer in stack]
+        if not layers or not all(isinstance(x, ConvModule) and x.with_activation for x in layers):
+            return ()
+        first = self._stacks[0]
+        return (first[0].in_channels, *(layer.out_channels for layer in first))
+
+    def activations(self, layer: int) -> list[nn.Module]:
+        """The modules that the features after ``layer`` convolutions enter, level after level."""
+        return [stack[layer - 1].activate for stack in self._stacks]
+
+    @contextmanager
+    def skipping(self, layer: int, features: Sequence[Tensor]) -> Iterator[None]:
+        """Let the head's forward begin after ``layer`` convolutions, with these features.
+
+        Args:
+            layer: How many convolutions are skipped; the activation of the last one is not.
+            features: Per level, (N, F, H, W); activations overwrite them.
+        """
+        complete = getattr(self.head, self.name)
+        parts = [features] if self._is_shared else [[level] for level in features]
+        rests = [
+            nn.Sequential(
+                _HandOut(part),
+                *([stack[layer - 1].activate] if layer else []),
+                *list(stack)[layer:],
+            )
+            for part, stack in zip(parts, self._stacks, strict=True)
+        ]
+        setattr(self.head, self.name, rests[0] if self._is_shared else nn.ModuleList(rests))
+        try:
+            yield
+        finally:
+            setattr(self.head, self.name, complete)
+
+    @property
+    def _stacks(self) -> list[Sequence[nn.Module]]:
+        """The layers of every level, or those that all levels share."""
+        layers = getattr(self.head, self.name)
+        return [layers] if self._is_shared else list(layers)
+
+    @property
+    def _is_shared(self) -> bool:
+        layers = getattr(self.head, self.name)
+        return not any(isinstance(layer, nn.ModuleList | nn.Sequential) for layer in layers)
+
+
+class _HandOut(nn.Module):
+    """Stands in a tower for its first layers: gives the features of one level after the other."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.features = iter(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(self.features)

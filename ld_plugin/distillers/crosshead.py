@@ -1,0 +1,195 @@
+"""Cross-head distillation: the student's features on their way through the teacher's head."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from mmdet.registry import MODELS
+from mmdet.utils import reduce_mean
+from torch import Tensor, nn
+
+from ..dense import DenseOutputs, DistillationContext, HeadSpec
+from ..dense.head_features import HeadFeatures
+from ..dense.outputs import level_rows, prior_views
+from ..errors import ConfigError
+from ..losses import DistillationLoss, eager_gradient, standardized
+from ..losses.functional import at_least_float32
+from ..regions import EverywhereRegion
+from ..registry import DISTILLERS, LOSSES, build
+from .base import Distiller
+from .box import weighted_box_loss
+from .classification import ClassificationDistiller
+from .schedules import Schedule
+
+#: compares the box distributions where the teacher's head has them
+DISTRIBUTION_LOSS = dict(
+    type='DistributionKLLoss', temperature=1.0, loss_weight=4.0, class_reduction='sum'
+)
+#: compares decoded boxes otherwise
+BOX_LOSS = dict(type='GIoULoss', loss_weight=1.0)
+
+
+@DISTILLERS.register_module()
+class CrossHeadDistiller(Distiller):
+    r"""CrossKD (Wang et al., CVPR 2024).
+
+    What leaves the student's i-th stacked convolutions, given the teacher's mean and deviation
+    channel by channel, goes through the rest of the teacher's frozen head. These cross-head
+    predictions mimic the teacher's own, so the student's predictions are left to its labels:
+
+    .. math:: \frac{1}{n} \sum_i w_i \, \ell_{cls}(\hat z_i, z_{T,i}) +
+              \frac{1}{\sum_i r_i} \sum_i r_i \, \ell_{box}(\hat b_i, b_{T,i})
+
+    over all priors, with the label weights w, the number n of positives, and the teacher's highest
+    score r, which is 0 where w is. The loss of a prior's box distributions is the mean over its
+    sides. The mean and the deviation are those of the batch on this process, level by level.
+
+    ``dict(type='CrossHeadDistiller', layer=3)``
+
+    Towers of other widths than the teacher's pass a trainable 1x1 convolution first, one for each
+    branch, under ``distillers.`` in the checkpoint; the deviations that follow are the teacher's,
+    so it adds no scale to be learned.
+
+    Args:
+        loss: How class logits are compared; default the quality focal loss against the teacher's
+            score, weight 1.
+        layer: i, from 0 (the neck's features) to the number of stacked convolutions. Published: 3.
+        box_loss: How boxes are compared: a distillation loss over bins where the teacher's head has
+            distributions, else a regression loss of MMDetection's for decoded boxes. Default:
+            KL divergence, weight 4, or GIoU, weight 1.
+        schedule: A factor over training.
+
+    Raises:
+        ConfigError: A head has no stacked convolutions, or their numbers do not fit.
+    """
+
+    reads = frozenset({'class_logits', 'boxes', 'head_features'})
+    defaults: ClassVar = dict(loss=dict(type='BinaryKDLoss', beta=1.0, loss_weight=1.0))
+
+    def __init__(
+        self,
+        loss: DistillationLoss,
+        layer: int = 3,
+        box_loss: Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(None, loss, schedule)
+        self.layer = layer
+        self.head_layers = frozenset({layer})
+        self.everywhere = EverywhereRegion()
+        self.classes = ClassificationDistiller(self.everywhere, loss, normalizer='positives')
+        self._box_loss_cfg = box_loss
+
+    def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
+        super().prepare(student, teacher, key)
+        depths = len(student.tower_channels) - 1, len(teacher.tower_channels) - 1
+        if depths[0] != depths[1]:
+            raise ConfigError(
+                f'{key}: stacked convolutions (bbox_head.stacked_convs) differ: student '
+                f'{depths[0]}, teacher {depths[1]}, expected the same. Set '
+                "model.bbox_head.stacked_convs to the teacher's, or choose another teacher."
+            )
+        if not (isinstance(self.layer, int) and 0 <= self.layer <= depths[0]):
+            raise ConfigError(
+                f'{key}.layer: found {self.layer!r}, expected 0 to {depths[0]}, the number of '
+                f'stacked convolutions of {student.name}.'
+            )
+        widths = student.tower_channels[self.layer], teacher.tower_channels[self.layer]
+        self.adapters = nn.ModuleList(
+            nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1)
+            for _ in HeadFeatures._fields
+        )
+        if teacher.num_bins is None:
+            cfg, registry = self._box_loss_cfg or BOX_LOSS, MODELS
+        else:
+            cfg, registry = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES
+        self.box_loss = build(registry, cfg, f'{key}.box_loss')
+
+    def distill(self, context: DistillationContext) -> Tensor:
+        teacher = context.teacher
+        features = self._aligned(
+            context.student.head_features[self.layer], teacher.head_features[self.layer]
+        )
+        crossed = replace(context, student=teacher.cross_head(self.layer, features))
+        return self.classes(crossed) + self._boxes(crossed)
+
+    def _aligned(self, student: HeadFeatures, teacher: HeadFeatures) -> HeadFeatures:
+        """The student's features, of the teacher's widths and statistics."""
+        branches = zip(self.adapters, student, teacher, strict=True)
+        return HeadFeatures(
+            *(
+                [
+                    # the adapter's weights are float32; under mixed precision the features are not
+                    with_statistics_of(adapter(at_least_float32(level)), reference)
+                    for level, reference in zip(levels, references, strict=True)
+                ]
+                for adapter, levels, references in branches
+            )
+        )
+
+    def box_weights(self, context: DistillationContext) -> list[Tensor]:
+        """r of every prior, per level (N, A, H, W)."""
+        teacher = context.teacher
+        counts = context.select(self.everywhere).weights & (context.assignment.label_weights > 0)
+        return [
+            logits.detach().float().amax(-1).sigmoid() * level
+            for logits, level in zip(
+                teacher.class_views, prior_views(counts, teacher.level_shapes), strict=True
+            )
+        ]
+
+    def _boxes(self, crossed: DistillationContext) -> Tensor:
+        weights = self.box_weights(crossed)
+        total = sum(
+            self._level_boxes(
+                crossed.student, crossed.teacher, level, weight.movedim(1, -1).flatten()
+            )
+            for level, weight in enumerate(weights)
+        )
+        divisor = reduce_mean(sum(weight.sum() for weight in weights))
+        return total / divisor.where(divisor > 0, 1)
+
+    def _level_boxes(
+        self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+    ) -> Tensor:
+        """The weighted sum over the priors of a level; weights (N * n_l,)."""
+
+        def of_distributions(box_map: Tensor) -> Tensor:
+            rows = (_distributions(x, teacher.spec, level) for x in (box_map, reference))
+            # the sides are averaged, the priors added up
+            return self.box_loss(*rows, weight=weights[:, None], avg_factor=teacher.spec.box_dim)
+
+        def of_boxes(box_map: Tensor) -> Tensor:
+            boxes = (teacher.decode_level(level, x).flatten(0, 1) for x in (box_map, reference))
+            return weighted_box_loss(self.box_loss, *boxes, weights)
+
+        reference = teacher.box_maps[level]
+        compare = of_boxes if teacher.spec.num_bins is None else of_distributions
+        return eager_gradient(compare, crossed.box_maps[level])
+
+
+def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """Give every channel of the student's features the teacher's mean and standard deviation.
+
+    Both are taken over the images and positions of the batch, the deviation unbiased. A single
+    position, or a constant channel of the student's, becomes the teacher's mean.
+
+    Args:
+        student: (N, F, H, W), in at least float32.
+        teacher: (N, F, H, W); carries no gradient.
+
+    Returns:
+        (N, F, H, W).
+    """
+    teacher = at_least_float32(teacher.detach())
+    over = 0, 2, 3
+    rows = teacher.numel() // teacher.shape[1]
+    deviation = teacher.var(over, correction=min(rows - 1, 1), keepdim=True).sqrt()
+    normal = standardized(student.movedim(1, -1)).movedim(-1, 1)
+    return normal * deviation + teacher.mean(over, keepdim=True)
+
+
+def _distributions(box_map: Tensor, spec: HeadSpec, level: int) -> Tensor:
+    """(N * n_l, E, B), logits of the sides' distributions out of a regression map."""
+    rows = level_rows(box_map, spec.num_base_priors[level]).flatten(0, 1)
+    return rows.unflatten(-1, (spec.box_dim, spec.num_bins))
