@@ -202,9 +202,9 @@ def make_data(args: argparse.Namespace, console: Console) -> None:
             counts,
             args.size,
             args.seed,
-            min_digits=2,
-            max_digits=5,
-            min_height=round(0.16 * min(args.size)),
+            min_digits=3,
+            max_digits=6,
+            min_height=round(0.22 * min(args.size)),
             max_angle=20,
             distractors=1,
             progress=console.is_terminal and not args.data.exists(),
@@ -467,7 +467,7 @@ def show(args: argparse.Namespace, results: Results, console: Console) -> None:
     """Print the table, and where everything is."""
     table = Table(title=f'{args.test_images} test images', title_justify='left')
     table.add_column('model')
-    for column in ('', 'epochs', 'AP', 'AP50', 'AP75', 'parameters', 'training'):
+    for column in ('', 'epochs', 'AP', 'AP50', 'AP75', 'params', 'training'):
         table.add_column(column, justify='right')
     for stage in STAGES:
         result = results[stage.name]

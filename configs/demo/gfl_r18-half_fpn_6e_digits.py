@@ -33,7 +33,7 @@ test_pipeline = [
 ]
 # without workers: images this small are read in a moment, and containers often lack shared memory
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
@@ -78,10 +78,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', begin=0, end=6, by_epoch=True, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=6, val_interval=6)
-auto_scale_lr = dict(base_batch_size=16)
+auto_scale_lr = dict(base_batch_size=8)
 # two, so that one is whole if a run ends while the other is being written
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
