@@ -54,7 +54,7 @@ class HeadRecorder:
             self._hooks += [module.register_forward_pre_hook(hook) for module in modules]
         for name in self.methods:
             owner, method = self._locate(name)
-            setattr(owner, method, self._wrap(name, getattr(owner, method)))
+            setattr(owner, method, self._wrap(name, owner, method))
         return self
 
     def __exit__(
@@ -81,11 +81,14 @@ class HeadRecorder:
 
         return copy
 
-    def _wrap(self, name: str, method: Any) -> Any:
+    def _wrap(self, name: str, owner: Any, method: str) -> Any:
+        call = getattr(owner, method)
+        names = signature(getattr(type(owner), method))  # whatever else wraps the instance's
+
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
+            result = call(*args, **kwargs)
             self.returned[name].append(result)
-            self.arguments[name].append(signature(method).bind(*args, **kwargs).arguments)
+            self.arguments[name].append(names.bind(owner, *args, **kwargs).arguments)
             return result
 
         return recorded

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -80,6 +81,7 @@ def count_calls(
     (cls,) = {type(module) for module in names}
 
     def counted(method: str, original: Callable) -> Callable:
+        @wraps(original)
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             calls[f'{names[self]}.{method}'] += 1
             return original(self, *args, **kwargs)
