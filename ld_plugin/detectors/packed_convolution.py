@@ -61,9 +61,15 @@ class PackedConv2d(nn.Conv2d):
         self.packed = MkldnnConv2d(self, self.weight.dtype).weight
         self.weight.data = self.weight.new_empty(0)
 
+    # whoever copies, pickles or saves it gets plain weights
+
     def __getstate__(self) -> dict[str, Any]:
-        self.unpack()  # a copy or a pickle gets plain weights
+        self.unpack()
         return self.__dict__.copy()
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*args)
 
 
 def _has_kernel() -> bool:

@@ -63,6 +63,13 @@ def test_copies_and_pickles_after_a_call(copied) -> None:
     torch.testing.assert_close(packed(image(8)), plain(image(8)))
 
 
+def test_state_dict_after_a_call() -> None:
+    plain, packed = convolutions(GEOMETRIES[1])
+    packed(image(8))
+    assert list(packed.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(packed.state_dict()['weight'], plain.weight, rtol=0, atol=0)
+
+
 def test_input_in_another_precision_is_converted() -> None:
     plain, packed = convolutions(GEOMETRIES[2], torch.bfloat16)
     x = image(8)
