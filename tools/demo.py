@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         help='of both students (default: %(default)s)')  # fmt: skip
     add('--teacher-epochs', type=_positive, default=8, metavar='N',
         help='of the teacher (default: %(default)s)')  # fmt: skip
-    add('--train-images', type=_positive, default=800, metavar='N',
+    add('--train-images', type=_positive, default=600, metavar='N',
         help='to train on (default: %(default)s)')  # fmt: skip
     add('--test-images', type=_positive, default=200, metavar='N',
         help='to test on (default: %(default)s)')  # fmt: skip
