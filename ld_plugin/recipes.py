@@ -137,6 +137,20 @@ rm_pfi = dict(
 )
 """Rank mimicking and prediction-guided feature imitation (Li et al., AAAI 2022), for RetinaNet."""
 
+defeat = dict(
+    defeat_neck=dict(
+        type='DecoupledFeatureDistiller',
+        region=dict(type='GTCellsRegion'),
+        object_weight=3,
+        background_weight=12,
+    ),
+    defeat_cls=dict(type='DecoupledClassificationDistiller', loss=dict(type='DecoupledLoss')),
+)
+"""Decoupled features and classes for one-stage detectors (Guo et al., CVPR 2021).
+
+The weights are those published for Faster R-CNN on VOC.
+"""
+
 pkd = dict(
     pkd=dict(
         type='FeatureDistiller',

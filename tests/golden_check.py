@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a program, too, `tests` is ours
 
-from tests.golden import bckd, crosskd, ld, pgfi, rank
+from tests.golden import bckd, crosskd, defeat, ld, pgfi, rank
 from tests.golden.case import Case, Row, compare
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
@@ -33,6 +33,7 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 CHECKS: dict[str, Callable[[Case], Iterator[Row]]] = {
     'bckd': bckd.check_bckd,
     'crosskd': crosskd.check_crosskd,
+    'defeat': defeat.check_defeat,
     'im_regions': ld.check_im_regions,
     'kd_kl': ld.check_kd_kl,
     'ld_head': ld.check_ld_head,

@@ -82,6 +82,7 @@ def step() -> DistillationContext:
 REGION_CONFIGS = [dict(type=name) for name in sorted(REGIONS.module_dict)] + [
     dict(type='ValuableLocalizationRegion', overlap='diou', exclude_positives=True),
     dict(type='EverywhereRegion', exclude_positives=True),
+    dict(type='GTCellsRegion', levels='assigner'),
     dict(type='GIRegion', scope='batch'),
 ]
 
@@ -112,6 +113,9 @@ def test_losses(name: str) -> None:
         return
     student, teacher = torch.empty(2, 5, 4, 17, device='cuda').unbind()
     weight = torch.empty(5, 4, device='cuda')
+    if name == 'DecoupledLoss':
+        assert loss(student, teacher, weight, weight).is_cuda
+        return
     assert loss(student, teacher, weight, avg_factor=torch.ones((), device='cuda')).is_cuda
     assert loss(student, teacher).is_cuda
 

@@ -4,9 +4,11 @@ from .base import Distiller, build_distillers
 from .box import BoxDistiller
 from .classification import ClassificationDistiller
 from .crosshead import CrossHeadDistiller
+from .decoupled import DecoupledClassificationDistiller, DecoupledFeatureDistiller
 from .feature import FeatureDistiller
 from .localization import LocalizationDistiller
 from .prediction_guided import PredictionGuidedFeatureDistiller
+from .quality import QualityDistiller
 from .rank import RankDistiller
 from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
 
@@ -15,12 +17,15 @@ __all__ = [
     'ClassificationDistiller',
     'ConstantSchedule',
     'CrossHeadDistiller',
+    'DecoupledClassificationDistiller',
+    'DecoupledFeatureDistiller',
     'Distiller',
     'FeatureDistiller',
     'LinearDecaySchedule',
     'LinearWarmupSchedule',
     'LocalizationDistiller',
     'PredictionGuidedFeatureDistiller',
+    'QualityDistiller',
     'RankDistiller',
     'build_distillers',
 ]

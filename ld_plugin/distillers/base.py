@@ -74,7 +74,8 @@ class Distiller(nn.Module, ABC):
             ConfigError: A head lacks what is compared, or the two predict it differently.
         """
         reads = self.reads_of_teacher
-        _check_offers(key, 'student', student, reads | self.reads_of_student)
+        of_student = self.region.reads_of_student if self.region else frozenset()
+        _check_offers(key, 'student', student, reads | self.reads_of_student | of_student)
         _check_offers(key, 'teacher', teacher, reads)
         _check_equal(
             key,

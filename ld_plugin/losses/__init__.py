@@ -2,6 +2,7 @@
 
 from .base import DistillationLoss, WeightedLoss
 from .binary import BinaryKDLoss
+from .decoupled import DecoupledLoss
 from .distribution import DistributionKLLoss
 from .eager_gradient import eager_gradient
 from .feature import FeatureMSELoss, PearsonFeatureLoss
@@ -17,6 +18,7 @@ from .rank import RankKLLoss
 
 __all__ = [
     'BinaryKDLoss',
+    'DecoupledLoss',
     'DistillationLoss',
     'DistributionKLLoss',
     'FeatureMSELoss',

@@ -5,6 +5,7 @@ from .base import Region, Selection
 from .everywhere import EverywhereRegion
 from .fine_grained import FineGrainedRegion
 from .general_instance import GIRegion
+from .gt_cells import GTCellsRegion
 from .inside_gt import InsideGTRegion
 from .main import MainRegion
 from .vlr import ValuableLocalizationRegion
@@ -14,6 +15,7 @@ __all__ = [
     'EverywhereRegion',
     'FineGrainedRegion',
     'GIRegion',
+    'GTCellsRegion',
     'InsideGTRegion',
     'MainRegion',
     'Region',

@@ -63,11 +63,13 @@ class Region(ABC):
             gathering.
         reads: Which of the teacher's outputs the region looks at, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`.
+        reads_of_student: What it needs of the student besides, likewise.
     """
 
     ld_divisor: ClassVar[float] = 4.0
     whole_levels: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
+    reads_of_student: frozenset[str] = frozenset()
 
     @abstractmethod
     def weights(self, context: DistillationContext) -> Tensor:

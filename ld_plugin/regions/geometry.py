@@ -249,3 +249,50 @@ def select_top_boxes(
         overlaps = bbox_overlaps(best_boxes, boxes)[:, 0]
         scores = scores.masked_fill((overlaps > iou_threshold) & alive, -1).scatter(1, best, -1)
     return kept, torch.cat(order, dim=1)
+
+
+def level_by_size(gt_bboxes: Tensor, num_levels: int, finest_scale: float) -> Tensor:
+    """The pyramid level of every ground truth by FPN's rule (Lin et al., CVPR 2017, eq. 1).
+
+    Args:
+        gt_bboxes: (G, 4).
+        num_levels: L.
+        finest_scale: In pixels; ground truths of up to twice that side go on the finest level, of
+            up to four times on the next, and so on.
+
+    Returns:
+        (G,) int64 in 0..L-1. Sides count one pixel more than their coordinates differ by, as in
+        the published DeFeat.
+    """
+    side = (gt_bboxes[:, 2:] - gt_bboxes[:, :2] + 1).clamp(min=0).prod(dim=1).sqrt()
+    level = (side / finest_scale + 1e-6).log2().floor()
+    return level.clamp(min=0, max=num_levels - 1).long()
+
+
+def covered_cells(gt_bboxes: Tensor, size: tuple[int, int], stride: tuple[float, float]) -> Tensor:
+    """Cells of a level that lie in a ground truth (Guo et al., CVPR 2021).
+
+    Corners are truncated to cells, so cells that a right or bottom side cuts do not count. A ground
+    truth that is thinner than a cell covers the one that holds its first corner. What lies outside
+    the map is cut off.
+
+    Args:
+        gt_bboxes: (G, 4).
+        size: (H, W) of the level.
+        stride: (x, y) of the level.
+
+    Returns:
+        (H, W) bool.
+    """
+    (height, width), (x, y) = size, stride
+    left, right = ((gt_bboxes[:, i] / x).clamp(0, width).trunc() for i in (0, 2))
+    top, bottom = ((gt_bboxes[:, i] / y).clamp(0, height).trunc() for i in (1, 3))
+    seen = (gt_bboxes[:, 2:] > 0).all(1) & (left < width) & (top < height)
+    thin = (left == right) | (top == bottom)
+    right, bottom = (end.where(~thin, start + 1) for start, end in ((left, right), (top, bottom)))
+    column = torch.arange(width, device=gt_bboxes.device)
+    row = torch.arange(height, device=gt_bboxes.device)
+    columns = (column >= left[:, None]) & (column < right[:, None]) & seen[:, None]
+    rows = (row >= top[:, None]) & (row < bottom[:, None])
+    # how many ground truths hold each cell, without a map for every ground truth
+    return rows.float().t() @ columns.float() > 0

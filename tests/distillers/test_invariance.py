@@ -23,12 +23,17 @@ ANYWHERE = {
         type='ClassificationDistiller', loss=dict(type='BinaryKDLoss'), normalizer='positives'
     ),
     'ld': dict(type='LocalizationDistiller'),
+    'quality': dict(type='QualityDistiller', loss=dict(type='BinaryKDLoss')),
     'pfi': dict(type='PredictionGuidedFeatureDistiller'),
 }
 ON_POSITIVES = {
     'rank_iou': dict(type='RankDistiller', on='iou'),
     'rank_logit': dict(type='RankDistiller', on='logit'),
     'rank_score': dict(type='RankDistiller'),
+}
+OF_BACKGROUND = {
+    'defeat_cls': dict(type='DecoupledClassificationDistiller'),
+    'defeat_neck': dict(type='DecoupledFeatureDistiller'),
 }
 DISTILLERS = ANYWHERE | ON_POSITIVES
 every_distiller = pytest.mark.parametrize('cfg', DISTILLERS.values(), ids=DISTILLERS)
@@ -38,6 +43,8 @@ EVERYWHERE = ON_POSITIVES | {
     for region in sorted(REGIONS.module_dict)
 }
 on_every_region = pytest.mark.parametrize('cfg', EVERYWHERE.values(), ids=EVERYWHERE)
+ALL = EVERYWHERE | OF_BACKGROUND
+in_every_way = pytest.mark.parametrize('cfg', ALL.values(), ids=ALL)
 MAPS = 'class_maps', 'box_maps', 'features', 'quality_maps'
 
 
@@ -82,7 +89,7 @@ def with_maps(dense: DenseOutputs, change) -> DenseOutputs:
     return replace(dense, **{name: [change(m) for m in getattr(dense, name)] for name in MAPS})
 
 
-@on_every_region
+@in_every_way
 @pytest.mark.parametrize('images', [[2, 0, 3, 1], [0, 1, 2, 3] * 2], ids=['permuted', 'repeated'])
 def test_the_same_images_give_the_same_loss(
     step: DistillationContext, cfg: dict[str, Any], images: Sequence[int]
@@ -130,7 +137,7 @@ def test_a_batch_without_ground_truth(step: DistillationContext, cfg: dict[str, 
         check_zero(make(on_region(cfg, region), empty), empty)
 
 
-@on_every_region
+@in_every_way
 def test_a_batch_that_is_ignored_altogether(step: DistillationContext, cfg: dict[str, Any]) -> None:
     nothing = torch.zeros_like(step.assignment.valid)
     ignored = replace(
@@ -168,7 +175,7 @@ def test_one_positive_in_a_batch_of_one(cfg: dict[str, Any]) -> None:
     assert {int((g != 0).any(1).sum()) for g in gradients} == {0, 1}
 
 
-@on_every_region
+@in_every_way
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_maps_give_nearly_the_same_loss(
     step: DistillationContext, cfg: dict[str, Any], dtype: torch.dtype

@@ -1,0 +1,39 @@
+"""Quality distillation: the branch that rates a box."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..registry import DISTILLERS
+from .base import Distiller
+
+
+@DISTILLERS.register_module()
+class QualityDistiller(Distiller):
+    """Centerness, IoU or objectness, as sigmoid scores, averaged over the positives of the batch.
+
+    The number of positives is averaged over the GPUs. With the default loss, plain binary cross
+    entropy, a student that equals its teacher has no gradient, yet a value: the teacher's entropy.
+
+    ``dict(type='QualityDistiller', region=dict(type='MainRegion'),
+    loss=dict(type='BinaryKDLoss', beta=0))``
+
+    Args:
+        region: Where; default the main region, where the student's own quality loss is taken.
+        loss: How; default binary cross entropy, weight 1.
+        schedule: A factor over training.
+    """
+
+    reads = frozenset({'quality'})
+    defaults: ClassVar = dict(
+        region=dict(type='MainRegion'), loss=dict(type='BinaryKDLoss', beta=0.0, loss_weight=1.0)
+    )
+
+    def distill(self, context: DistillationContext) -> Tensor:
+        at = context.select(self.region).priors
+        return self.loss(
+            context.student.quality_logits(at),
+            context.teacher.quality_logits(at),
+            avg_factor=context.mean_num_positives,
+        )

@@ -1,0 +1,86 @@
+"""Cells that ground truths cover, each on the levels that are responsible for it."""
+
+import torch
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..errors import ConfigError
+from ..registry import REGIONS
+from .base import Region
+from .geometry import covered_cells, level_by_size
+
+LEVELS = ('size', 'assigner')
+
+
+@REGIONS.register_module()
+class GTCellsRegion(Region):
+    """Object cells of DeFeat (Guo et al., CVPR 2021): ``dict(type='GTCellsRegion')``.
+
+    :class:`InsideGTRegion` takes ground truths on every level; this one only on their own.
+
+    Args:
+        levels: ``'size'`` puts every ground truth on one level by its size, as published;
+            ``'assigner'`` on those where the student's assigner gave it positives.
+        finest_scale: For ``'size'``: ground truths of up to twice that side, in pixels, go on the
+            finest level; if None, 14 times that level's stride, which is FPN's rule and the
+            published 56 at stride 4.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+
+    def __init__(self, levels: str = 'size', finest_scale: float | None = None) -> None:
+        if levels not in LEVELS:
+            raise ConfigError(f'levels: found {levels!r}, expected one of {LEVELS}.')
+        if finest_scale is not None and not finest_scale > 0:
+            raise ConfigError(f'finest_scale: found {finest_scale}, expected a number above 0.')
+        self.levels = levels
+        self.finest_scale = finest_scale
+
+    @property
+    def reads_of_student(self) -> frozenset[str]:
+        return frozenset({'matched_gts'} if self.levels == 'assigner' else ())
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        cells = torch.stack(
+            [
+                self._of_image(context, image, gt_bboxes)
+                for image, gt_bboxes in enumerate(context.gt_bboxes)
+            ]
+        )
+        return cells & context.assignment.valid
+
+    def _of_image(self, context: DistillationContext, image: int, gt_bboxes: Tensor) -> Tensor:
+        """(P,) bool."""
+        student = context.student
+        if self.levels == 'size':
+            responsible = self._by_size(context, gt_bboxes)
+        else:
+            responsible = _by_assigner(context, image, len(gt_bboxes))
+        parts = []
+        for level, ((height, width, anchors), stride) in enumerate(
+            zip(student.level_shapes, student.spec.strides, strict=True)
+        ):
+            # an empty box in place of those that belong elsewhere
+            here = gt_bboxes * responsible[:, level, None]
+            cells = covered_cells(here, (height, width), stride)
+            parts.append(cells[..., None].expand(-1, -1, anchors).flatten())
+        return torch.cat(parts)
+
+    def _by_size(self, context: DistillationContext, gt_bboxes: Tensor) -> Tensor:
+        """(G, L) bool."""
+        strides = context.student.spec.strides
+        finest_scale = self.finest_scale or 14 * strides[0][0]
+        level = level_by_size(gt_bboxes, len(strides), finest_scale)
+        return level[:, None] == torch.arange(len(strides), device=level.device)
+
+
+def _by_assigner(context: DistillationContext, image: int, num_gts: int) -> Tensor:
+    """(G, L) bool."""
+    counts = context.student.num_level_priors
+    # one row more takes the priors without a ground truth, whose index is -1
+    responsible = torch.zeros(num_gts + 1, len(counts), dtype=torch.bool, device=context.device)
+    matched = context.assignment.matched_gts[image]
+    for level, part in enumerate(matched.split(counts)):
+        responsible[:, level].index_fill_(0, part % (num_gts + 1), True)
+    return responsible[:num_gts]
