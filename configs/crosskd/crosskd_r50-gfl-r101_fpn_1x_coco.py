@@ -1,0 +1,10 @@
+# CrossKD after the third convolution of the head.
+_base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+from ld_plugin.recipes import crosskd
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint='auto'),
+    distillers=crosskd,
+)
+custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)

@@ -1,0 +1,10 @@
+# CrossKD with boxes instead of distributions.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+from ld_plugin.recipes import crosskd
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(config='mmdet::retinanet/retinanet_r101_fpn_2x_coco.py', checkpoint='auto'),
+    distillers=crosskd,
+)
+custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)

@@ -1,0 +1,13 @@
+# PKD between unlike detectors: FCOS teaches RetinaNet.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+from ld_plugin.recipes import pkd
+
+model = dict(
+    type='DistilledSingleStageDetector',
+    teacher=dict(
+        config='mmdet::fcos/fcos_r101-caffe_fpn_gn-head_ms-640-800-2x_coco.py',
+        checkpoint='auto',
+    ),
+    distillers=pkd,
+)
+custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
