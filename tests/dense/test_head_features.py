@@ -1,0 +1,160 @@
+"""Features inside a head, and the rest of the head from there: the stock forward, cut in two."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from ld_plugin.dense import HeadRecorder, get_reader
+from ld_plugin.dense.head_features import HeadFeatures
+from ld_plugin.dense.matching import ClassMatch, take_levels
+from tests.dense.heads import build_head, random_features
+from tests.families import SINGLE_STAGE
+
+STACKED = [family for family in SINGLE_STAGE if 'tood' not in family]
+DEPTH = 2
+every_layer = pytest.mark.parametrize('layer', range(DEPTH + 1))
+
+
+@pytest.fixture(params=STACKED)
+def head(request: pytest.FixtureRequest) -> nn.Module:
+    return build_head(request.param, stacked_convs=DEPTH)
+
+
+def forward(head: nn.Module, layers: range) -> tuple[tuple, dict[int, HeadFeatures]]:
+    """Class and box maps, and the features after every layer."""
+    reader = get_reader(head)
+    with HeadRecorder(head, watched=reader.watched(layers)) as record:
+        outs = head(random_features(head))
+    return reader.maps(outs), reader.head_features(record, layers)
+
+
+def copied(features: HeadFeatures) -> HeadFeatures:
+    return HeadFeatures(*([level.clone() for level in branch] for branch in features))
+
+
+def assert_equal(found: tuple, expected: tuple) -> None:
+    for found_levels, expected_levels in zip(found, expected, strict=True):
+        for pair in zip(found_levels, expected_levels, strict=True):
+            torch.testing.assert_close(*pair, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_the_rest_of_the_head_continues_the_stock_forward(head: nn.Module, training: bool) -> None:
+    head.train(training)
+    maps, features = forward(head, range(DEPTH + 1))
+    for layer, recorded in features.items():
+        assert_equal(get_reader(head).rest_of_head(layer, copied(recorded)), maps)
+
+
+def test_recording_changes_nothing_and_leaves_nothing(head: nn.Module) -> None:
+    before, names = list(head.modules()), set(vars(head))
+    torch.manual_seed(1)
+    plain = get_reader(head).maps(head(random_features(head)))
+    torch.manual_seed(1)
+    maps, features = forward(head, range(DEPTH + 1))
+    get_reader(head).rest_of_head(1, copied(features[1]))
+    assert_equal(maps, plain)
+    assert all(a is b for a, b in zip(before, head.modules(), strict=True))
+    assert set(vars(head)) == names
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in head.modules())
+
+
+def test_an_error_leaves_the_head_as_it_was() -> None:
+    head = build_head('gfl', stacked_convs=DEPTH)
+    before = list(head.modules())
+    wrong = [torch.zeros(1, 5, 4, 4)] * 5
+    with pytest.raises(RuntimeError):
+        get_reader(head).rest_of_head(1, HeadFeatures(wrong, wrong))
+    assert all(a is b for a, b in zip(before, head.modules(), strict=True))
+
+
+def test_features_are_those_before_the_activation_overwrites_them() -> None:
+    head = build_head('retinanet', stacked_convs=DEPTH)
+    head.double()
+    inputs = [level.double() for level in random_features(head)]
+    reader = get_reader(head)
+    with HeadRecorder(head, watched=reader.watched([1])) as record:
+        head(inputs)
+    features = reader.head_features(record, [1])[1]
+    for branch, convolutions in zip(features, (head.cls_convs, head.reg_convs), strict=True):
+        for level, x in zip(branch, inputs, strict=True):
+            torch.testing.assert_close(level, convolutions[0].conv(x))
+            assert (level < 0).any()
+
+
+@pytest.mark.parametrize('family', ['tood', 'faster_rcnn'])
+def test_heads_without_stacked_convolutions_offer_none(family: str) -> None:
+    MessageHub.get_current_instance().update_info('epoch', 0)
+    spec = get_reader(build_head(family)).spec
+    assert 'head_features' not in spec.offers
+    assert spec.tower_channels == ()
+
+
+@pytest.mark.parametrize(
+    ('family', 'settings'),
+    [
+        ('gfl', dict(stacked_convs=0)),
+        ('yolox', dict(use_depthwise=True)),
+    ],
+)
+def test_settings_without_stacked_convolutions(family: str, settings: dict) -> None:
+    assert 'head_features' not in get_reader(build_head(family, **settings)).spec.offers
+
+
+def test_widths_of_the_layers() -> None:
+    head = build_head('gfl', stacked_convs=3, feat_channels=64)
+    assert get_reader(head).spec.tower_channels == (32, 64, 64, 64)
+
+
+def outputs_of(head: nn.Module):
+    reader = get_reader(head)
+    layers = range(DEPTH + 1)
+    with HeadRecorder(head, watched=reader.watched(layers)) as record:
+        outs = head(random_features(head))
+    outputs = reader.read(outs, record.inputs)
+    features = reader.head_features(record, layers)
+    return replace(outputs, head_features=features, rest_of_head=reader.rest_of_head)
+
+
+@pytest.mark.parametrize('family', ['gfl', 'rtmdet'])
+@every_layer
+def test_some_levels_alone(family: str, layer: int) -> None:
+    outputs = outputs_of(build_head(family, stacked_convs=DEPTH))
+    levels = [2, 0]
+    some = take_levels(outputs, levels)
+    crossed = some.cross_head(layer, copied(some.head_features[layer]))
+    expected = [
+        [branch[level] for level in levels] for branch in (outputs.class_maps, outputs.box_maps)
+    ]
+    assert_equal((crossed.class_maps, crossed.box_maps), expected)
+
+
+def test_some_classes_alone() -> None:
+    outputs = outputs_of(build_head('retinanet', stacked_convs=DEPTH))
+    match = ClassMatch((0, 1), (2, 0), num_student_classes=2, num_teacher_classes=3)
+    some = match.teacher_outputs(outputs)
+    crossed = some.cross_head(1, copied(some.head_features[1]))
+    assert_equal((crossed.class_maps, crossed.box_maps), (some.class_maps, some.box_maps))
+
+
+def test_gradient_through_the_rest_of_a_head() -> None:
+    head = build_head('gfl', stacked_convs=DEPTH, reg_max=2).double().requires_grad_(False)
+    levels = [torch.randn(1, 32, 1, 2, dtype=torch.float64) for _ in range(5)]
+
+    def rest(classes: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        features = (
+            [branch.clone(), *(x.clone() for x in levels[1:])] for branch in (classes, boxes)
+        )
+        maps = get_reader(head).rest_of_head(1, HeadFeatures(*features))
+        return maps[0][0], maps[1][0].double()
+
+    inputs = [levels[0].clone().requires_grad_() for _ in range(2)]
+    # the stock head rounds boxes to float32
+    assert torch.autograd.gradcheck(lambda classes: rest(classes, inputs[1])[0], inputs[:1])
+    _, boxes = rest(*inputs)
+    own, other = torch.autograd.grad(boxes.sum(), inputs[::-1], allow_unused=True)
+    assert own.abs().sum() > 0
+    assert other is None

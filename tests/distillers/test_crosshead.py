@@ -1,0 +1,336 @@
+"""CrossKD: values against a plain computation, edges, whole training steps, bad configs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine import ConfigDict
+from torch import Tensor, nn
+
+from ld_plugin.dense import DistillationContext
+from ld_plugin.dense.head_features import HeadFeatures
+from ld_plugin.detectors.packed_convolution import PackedConv2d
+from ld_plugin.distillers import CrossHeadDistiller, build_distillers
+from ld_plugin.distillers.crosshead import with_statistics_of
+from ld_plugin.errors import ConfigError
+from ld_plugin.recipes import crosskd
+from tests import brute_force
+from tests.contexts import context
+from tests.families import SINGLE_STAGE, tiny
+from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
+
+STACKED = [family for family in SINGLE_STAGE if 'tood' not in family]
+CROSS = dict(type='CrossHeadDistiller', layer=1)
+WIDTHS = (2, 3, 3)
+SHAPES = ((160, 192), (128, 192))
+
+
+# the arithmetic, on contexts
+
+
+def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> DistillationContext:
+    """A step whose rest of the teacher's head returns the student's maps, whatever enters it."""
+    step = context(images=3, priors_per_cell=priors_per_cell)
+    dense = []
+    for outputs in (step.student, step.teacher):
+        spec = replace(
+            outputs.spec,
+            extras=outputs.spec.extras | {'head_features'},
+            tower_channels=WIDTHS,
+            num_bins=5 if distributions else None,
+        )
+        maps = [torch.randn(3, 3, *level.shape[-2:]) for level in outputs.features]
+        dense.append(replace(outputs, spec=spec, head_features={1: HeadFeatures(maps, maps)}))
+    student, teacher = dense
+
+    def rest(layer: int, features: HeadFeatures) -> tuple[Any, Any]:
+        return student.class_maps, student.box_maps
+
+    return replace(step, student=student, teacher=replace(teacher, rest_of_head=rest))
+
+
+def make(step: DistillationContext, **cfg: Any) -> CrossHeadDistiller:
+    cfg = dict(x=CROSS | cfg)
+    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+
+
+def rows(step: DistillationContext, read: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of student and teacher, (N, P, ...)."""
+    return tuple(
+        torch.cat([getattr(dense, read)(level) for level in range(3)], dim=1).detach().numpy()
+        for dense in (step.student, step.teacher)
+    )
+
+
+def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:
+    """Of student and teacher, (N, P, 4, 5)."""
+    found = []
+    for dense in (step.student, step.teacher):
+        anchors = dense.spec.num_base_priors
+        levels = [
+            level.unflatten(1, (a, 4, 5)).permute(0, 4, 5, 1, 2, 3).flatten(1, 3)
+            for level, a in zip(dense.box_maps, anchors, strict=True)
+        ]
+        found.append(torch.cat(levels, dim=1).detach().numpy())
+    return tuple(found)
+
+
+@pytest.mark.parametrize('priors_per_cell', [1, 9])
+@pytest.mark.parametrize('distributions', [True, False])
+def test_values(priors_per_cell: int, distributions: bool) -> None:
+    step = cross_context(priors_per_cell, distributions)
+    weights = step.assignment.label_weights
+    weights[0, :7], weights[1, 3] = 0, 2
+    logits = rows(step, 'level_class_logits')
+    each = brute_force.binary_kl(*logits, beta=1).sum(-1)
+    classes = (each * weights.numpy()).sum() / step.assignment.positive.sum().item()
+    scores = brute_force.sigmoid(logits[1]).max(-1) * (weights.numpy() > 0)
+    if distributions:
+        sides = brute_force.kl(*bins(step), temperature=1).mean(-1)  # a mean over 5 bins
+        boxes = 4 * (scores * sides * 5).sum() / scores.sum()
+    else:
+        pairs = zip(*(b.reshape(-1, 4) for b in rows(step, 'level_boxes')), strict=True)
+        giou = np.array([brute_force.generalized_iou(*pair) for pair in pairs])
+        boxes = (scores.reshape(-1) * (1 - giou)).sum() / scores.sum()
+    found = make(step)(step)
+    assert found.item() == pytest.approx(classes + boxes, rel=1e-4)
+    found.backward()
+    assert all(level.grad.isfinite().all() for level in step.student.class_maps)
+    assert all(level.grad.abs().sum() > 0 for level in step.student.box_maps)
+
+
+def test_weights_of_the_parts() -> None:
+    step = cross_context()
+    whole = make(step)(step).item()
+    classes = make(step, box_loss=dict(type='DistributionKLLoss', loss_weight=0))(step).item()
+    boxes = make(step, loss=dict(type='BinaryKDLoss', loss_weight=0))(step).item()
+    assert 0 < classes < whole
+    assert whole == pytest.approx(classes + boxes, rel=1e-5)
+
+
+def test_nothing_to_compare_is_zero_with_a_gradient() -> None:
+    step = cross_context()
+    step.assignment.label_weights.zero_()
+    loss = make(step)(step)
+    loss.backward()
+    assert loss.item() == 0
+    assert all((level.grad == 0).all() for level in step.student.class_maps)
+    assert all((level.grad == 0).all() for level in step.student.box_maps)
+
+
+def test_schedule() -> None:
+    step = cross_context()
+    half = dict(type='ConstantSchedule', value=0.5)
+    assert make(step, schedule=half)(step).item() == pytest.approx(0.5 * make(step)(step).item())
+
+
+# the statistics
+
+
+def test_statistics_become_the_teachers() -> None:
+    student, teacher = torch.randn(2, 4, 5, 6) * 3 + 1, torch.randn(2, 4, 5, 6) * 0.5 - 2
+    found = with_statistics_of(student, teacher)
+    over = 0, 2, 3
+    torch.testing.assert_close(found.mean(over), teacher.mean(over))
+    torch.testing.assert_close(found.std(over), teacher.std(over))
+    torch.testing.assert_close(with_statistics_of(teacher, teacher), teacher)
+    torch.testing.assert_close(with_statistics_of(7 * student - 3, teacher), found)
+
+
+def test_gradient_of_the_statistics() -> None:
+    student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(with_statistics_of, (student, teacher))
+
+
+@pytest.mark.parametrize(
+    'student',
+    [torch.ones(1, 3, 1, 1), torch.ones(2, 3, 4, 4), torch.full((2, 3, 1, 1), 1e4)],
+    ids=['one position', 'constant', 'large and constant'],
+)
+def test_features_without_a_deviation(student: Tensor) -> None:
+    teacher = torch.randn_like(student)
+    found = with_statistics_of(student.requires_grad_(), teacher)
+    expected = teacher.mean((0, 2, 3), keepdim=True).expand_as(teacher)
+    torch.testing.assert_close(found, expected)
+    (found * torch.randn_like(found)).sum().backward()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gradient_through_packed_convolutions(dtype: torch.dtype) -> None:
+    plain = nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2).to(dtype).requires_grad_(False)
+    packed = nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2).to(dtype).requires_grad_(False)
+    packed.load_state_dict(plain.state_dict())
+    PackedConv2d.convert(packed)
+    gradients = []
+    for conv in (plain, packed, packed):
+        x = torch.randn(2, 4, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+        with torch.no_grad():
+            conv(x)
+        conv(x.requires_grad_()).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+# whole models
+
+
+def trained_once(family: str, path: Path, **head: Any) -> dict:
+    """A teacher whose batch norm has seen images, so that its random predictions are bounded."""
+    model = build(tiny(family, stacked_convs=2, **head), seed=3)
+    data = model.data_preprocessor(batch(SHAPES), training=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model(**data, mode='tensor')
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return dict(config=dict(model=tiny(family, stacked_convs=2, **head)), checkpoint=str(path))
+
+
+def distilled(
+    student: ConfigDict, teacher: ConfigDict | Mapping, cfg: Mapping = CROSS, **options: Any
+) -> ConfigDict:
+    if 'checkpoint' not in teacher:
+        teacher = dict(config=dict(model=teacher), checkpoint=None)
+    return tiny_distilled(dict(teacher, **options), dict(x=dict(cfg)), student)
+
+
+@pytest.mark.parametrize('family', STACKED)
+def test_a_step_of_every_family(family: str, tmp_path: Path) -> None:
+    head = dict(exp_on_reg=True) if family == 'rtmdet' else {}  # boxes have no sides below 0
+    teacher = trained_once(family, tmp_path / 't.pth', **head)
+    stock = tiny(family, stacked_convs=2, **head)
+    model, plain = build(distilled(stock, teacher)), build(tiny(family, stacked_convs=2, **head))
+    plain.load_state_dict(model.state_dict(), strict=True)
+    found, expected = losses(model, batch(SHAPES)), losses(plain, batch(SHAPES))
+    for name, value in expected.items():
+        pairs = zip(
+            *((v if isinstance(v, list) else [v]) for v in (value, found[name])), strict=True
+        )
+        assert all(torch.equal(*pair) for pair in pairs), name
+    assert 0 < found['loss_x'] < 1e3
+    found['loss_x'].backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith('backbone') for name in trained)
+    assert any('convs' in name for name in trained)
+    # only what comes before the features in the student's head learns from them
+    assert all('convs' in name for name in trained if name.startswith('bbox_head'))
+    assert all(p.grad is None for p in model.teacher._model.parameters())
+
+
+@pytest.mark.parametrize('layer', [0, 1, 2])
+def test_a_twin_has_nothing_to_learn(layer: int, tmp_path: Path) -> None:
+    student = build(tiny_gfl(stacked_convs=2))
+    torch.save(dict(state_dict=student.state_dict()), tmp_path / 'x.pth')
+    teacher = dict(config=dict(model=tiny_gfl(stacked_convs=2)), checkpoint=str(tmp_path / 'x.pth'))
+    cfg = CROSS | dict(layer=layer)
+    model = build(distilled(tiny_gfl(stacked_convs=2), teacher, cfg), seed=1)
+    other = distillation_loss(model, batch())
+    model.load_state_dict(student.state_dict())
+    assert distillation_loss(model, batch()) < 1e-3 * other
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'objects'),
+    [([(64, 64)], [1]), ([(64, 64), (48, 64)], [0, 0]), ([(32, 32)], [0])],
+    ids=['batch of one', 'no objects', 'one small empty image'],
+)
+def test_small_batches(shapes: list, objects: list) -> None:
+    # of a single position, the head's group norm wants two channels in a group
+    stock = tiny_gfl(stacked_convs=2, channels=64)
+    model = build(distilled(stock, stock))
+    loss = distillation_loss(model, batch(shapes, objects))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_precisions(precision: str, autocast: bool) -> None:
+    stock = tiny_gfl(stacked_convs=2)
+    model = build(distilled(stock, tiny_gfl(stacked_convs=2), precision=precision))
+    exact = build(distilled(tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2)))
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        # on maps of few cells torch's bfloat16 gradient of a strided convolution is NaN at times
+        loss = distillation_loss(model, batch(SHAPES))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(distillation_loss(exact, batch(SHAPES)).item(), rel=0.05)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_towers_of_another_width_get_adapters() -> None:
+    student, teacher = tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2, feat_channels=64)
+    model = build(distilled(student, teacher))
+    extra = set(model.state_dict()) - set(build(tiny_gfl(stacked_convs=2)).state_dict())
+    assert extra == {f'distillers.x.adapters.{i}.{n}' for i in (0, 1) for n in ('weight', 'bias')}
+    distillation_loss(model, batch()).backward()
+    assert all(a.weight.grad.abs().sum() > 0 for a in model.distillers.x.adapters)
+
+
+def test_a_head_of_distributions_teaches_one_without() -> None:
+    head = dict(type='DistributionATSSHead', stacked_convs=2)
+    model = build(distilled(tiny('atss', stacked_convs=2), tiny('atss', **head)))
+    assert type(model.distillers.x.box_loss).__name__ == 'DistributionKLLoss'
+    assert distillation_loss(model, batch()).isfinite()
+
+
+def test_the_recipe_needs_four_stacked_convolutions_at_most() -> None:
+    model = build(
+        tiny_distilled(
+            dict(config=dict(model=tiny_gfl(stacked_convs=4)), checkpoint=None),
+            crosskd,
+            tiny_gfl(stacked_convs=4),
+        )
+    )
+    assert losses(model, batch())['loss_crosskd'] > 0
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'cfg', 'message'),
+    [
+        (
+            dict(stacked_convs=2),
+            dict(stacked_convs=2),
+            dict(layer=3),
+            r'layer: found 3, expected 0',
+        ),
+        (dict(stacked_convs=2), dict(stacked_convs=2), dict(layer=-1), r'layer: found -1'),
+        (dict(stacked_convs=2), dict(stacked_convs=2), dict(layer='1'), r"layer: found '1'"),
+        (dict(stacked_convs=2), dict(stacked_convs=3), {}, ': stacked convolutions .* differ'),
+        (
+            dict(stacked_convs=0),
+            dict(stacked_convs=2),
+            {},
+            "student's head GFLHead has no head feat",
+        ),
+        (
+            dict(stacked_convs=2),
+            dict(stacked_convs=0),
+            {},
+            "teacher's head GFLHead has no head feat",
+        ),
+        (
+            dict(stacked_convs=2),
+            dict(stacked_convs=2),
+            dict(box_loss=dict(type='GIoULoss')),
+            "box_loss.type: 'GIoULoss' is not a registered distillation loss",
+        ),
+    ],
+)
+def test_bad_configs(student: dict, teacher: dict, cfg: dict, message: str) -> None:
+    config = distilled(tiny_gfl(**student), tiny_gfl(**teacher), CROSS | cfg)
+    with pytest.raises(ConfigError, match=r'^model.distillers.x.*' + message):
+        build(config)
+
+
+def test_heads_without_stacked_convolutions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="student's head TOODHead has no head features"):
+        build(distilled(tiny('tood'), tiny('tood')))
