@@ -89,8 +89,22 @@ def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights
     if len(student) == 0:
         return student.sum()  # the stock IoU of no boxes has no gradient
     # weighted here: the stock losses look at their weights, for which they wait for the device
-    rows = loss(student, teacher.detach(), reduction_override='none')
+    rows = loss(
+        _ordered_corners(student), _ordered_corners(teacher.detach()), reduction_override='none'
+    )
     return (rows.flatten(1).sum(1) if rows.dim() > 1 else rows).mul(weights).sum()
+
+
+def _ordered_corners(boxes: Tensor) -> Tensor:
+    """Horizontal boxes (K, 4) whose second corner is not before the first; others as they are.
+
+    Far from objects a head whose distances may be negative predicts boxes inside out, on which the
+    overlaps of the stock losses are unbounded.
+    """
+    if boxes.shape[-1] != 4:
+        return boxes
+    first, second = boxes.split(2, dim=-1)
+    return torch.cat([first, torch.maximum(first, second)], dim=-1)
 
 
 @torch.no_grad()

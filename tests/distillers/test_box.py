@@ -1,5 +1,7 @@
 """BCKD on contexts: values position by position, other losses and regions, bad configs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,22 @@ def test_the_loss_is_found_whatever_the_default_scope_is(step: DistillationConte
     with DefaultScope.overwrite_default_scope('mmrotate'):
         distiller = make(step, type='BoxDistiller', loss=dict(type='GIoULoss', loss_weight=4))
     assert type(distiller.loss).__name__ == 'GIoULoss'
+
+
+def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
+    def negative(rows: torch.Tensor, priors: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
+        return priors + 30 * rows[:, :4]
+
+    step = replace(
+        step,
+        student=replace(step.student, decoder=negative),
+        teacher=replace(step.teacher, decoder=negative),
+    )
+    loss = make(step, type='BoxDistiller')(step)
+    loss.backward()
+    positions = step.assignment.valid.sum()
+    assert 0 < loss <= 4 * 2 * positions / step.assignment.positive.sum()
+    assert all(level.grad.abs().max() < 100 for level in step.student.box_maps)
 
 
 @pytest.mark.parametrize(
