@@ -1,4 +1,4 @@
-# The published depth of the teacher, for which mmdet has no weights: ResNet-152 instead of ResNet-50.
+# The teacher of the published depth, for which mmdet has no weights: ResNet-152.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 model = dict(
