@@ -1,11 +1,14 @@
 """A small detector of every head family, over its stock config."""
 
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
 from mmengine import ConfigDict
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from mmengine.utils import is_installed
 
 #: stock config of every family
 STOCK = {
@@ -39,6 +42,24 @@ TWO_STAGE = {
     'faster_rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'cascade_rcnn': 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
 }
+#: of MMRotate, which need its scope to be built in; see :func:`scope`
+ROTATED = {
+    'rotated_retinanet': 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py',
+    'rotated_retinanet_hbox': 'rotated_retinanet/rotated-retinanet-hbox-oc_r50_fpn_1x_dota.py',
+    'rotated_retinanet_kfiou': 'kfiou/rotated-retinanet-hbox-le135_r50_fpn_kfiou_1x_dota.py',
+    'rotated_retinanet_csl': 'csl/rotated-retinanet-rbox-le90_r50_fpn_csl-gaussian_amp-1x_dota.py',
+    'rotated_retinanet_psc': 'psc/rotated-retinanet-rbox-le90_r50_fpn_psc-dual_amp-1x_dota.py',
+    'rotated_atss': 'rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py',
+    'rotated_fcos': 'rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota.py',
+    'rotated_fcos_csl': 'rotated_fcos/rotated-fcos-hbox-le90_r50_fpn_csl-gaussian_1x_dota.py',
+    'rotated_fcos_psc': 'psc/rotated-fcos-hbox-le90_r50_fpn_psc-dual_1x_dota.py',
+    'rotated_rtmdet': 'rotated_rtmdet/rotated_rtmdet_tiny-3x-dota.py',
+}
+if not is_installed('mmrotate'):
+    ROTATED.clear()
+#: the stock loss of these has no operator for a CPU
+_ROTATED_IOU = ('rotated_atss', 'rotated_fcos', 'rotated_rtmdet')
+_GAUSSIAN = dict(type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1)
 CHANNELS = 32  # the group norm of the heads has 32 groups
 
 
@@ -46,7 +67,7 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     """The ``model`` of a family's stock config, made narrow.
 
     Args:
-        family: One of :data:`SINGLE_STAGE` or :data:`TWO_STAGE`.
+        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE` or :data:`ROTATED`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
@@ -62,13 +83,22 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
         _narrow_roi_head(model, num_classes)
     else:
         dense.update(num_classes=num_classes, stacked_convs=2 if 'tood' in family else 1)
+    if family in _ROTATED_IOU:
+        head = dict(loss_bbox=_GAUSSIAN) | head
     for name, value in head.items():
         dense[name] = value  # update() would merge it with the stock value
     return model
 
 
+def scope(family: str) -> AbstractContextManager:
+    """The registry's scope in which a family's models are built."""
+    return DefaultScope.overwrite_default_scope('mmrotate' if family in ROTATED else 'mmdet')
+
+
 @cache
 def _stock_model(family: str) -> ConfigDict:
+    if family in ROTATED:
+        return get_config(f'mmrotate::{ROTATED[family]}').model
     return get_config((STOCK | TWO_STAGE)[family]).model
 
 
@@ -93,4 +123,4 @@ def _narrow_roi_head(model: ConfigDict, num_classes: int) -> None:
         head.update(in_channels=CHANNELS, fc_out_channels=64, num_classes=num_classes)
 
 
-_BACKBONES = dict(rtmdet=_narrow_csp, yolox=_narrow_csp)
+_BACKBONES = dict(rtmdet=_narrow_csp, yolox=_narrow_csp, rotated_rtmdet=_narrow_csp)

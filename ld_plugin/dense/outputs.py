@@ -35,13 +35,17 @@ class HeadSpec:
         strides: Per level, (x, y) in pixels.
         num_base_priors: A of every level.
         num_bins: B of the box distributions; None where the head predicts boxes directly.
-        box_dim: E.
+        box_dim: E: 4 of horizontal boxes, 5 of rotated ones (x and y of the centre, width, height,
+            angle in radians).
         feature_channels: Channels of the neck's levels.
         extras: What the head offers beyond class logits, boxes and features, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`: ``'quality'``, ``'head_features'``; and
             ``'matched_gts'`` where :attr:`Assignment.matched_gts` is known.
         tower_channels: Widths of what enters the first stacked convolution of each branch, and of
             what leaves each; empty where the head does not offer ``'head_features'``.
+        angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
+            for horizontal boxes.
+        bin_range: First and last value of every side's bins where they do not count strides.
     """
 
     name: str
@@ -53,6 +57,8 @@ class HeadSpec:
     feature_channels: int
     extras: frozenset[str] = frozenset()
     tower_channels: tuple[int, ...] = ()
+    angle_version: str | None = None
+    bin_range: tuple[tuple[float, float], ...] | None = None
 
     @property
     def offers(self) -> frozenset[str]:
@@ -72,7 +78,7 @@ class DenseOutputs:
         box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
             predicts distributions.
         features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.
-        priors: (P, E), xyxy pixels of the network's input.
+        priors: (P, E), pixels of the network's input.
         decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)
             into boxes (K, E) in pixels.
         quality_maps: Per level, logits (N, A, H, W) of the branch that rates a box, before the

@@ -5,11 +5,13 @@ from math import ceil
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import BaseBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ld_plugin.dense import DenseOutputs, HeadRecorder, Positions, get_reader
-from tests.families import tiny
+from ld_plugin.dense.boxes import upright
+from tests.families import scope, tiny
 
 #: height and width in pixels; the second image is padded to the size of the first
 IMAGES = (96, 128), (64, 96)
@@ -29,7 +31,8 @@ def head_config(family: str, **head: object) -> dict:
 
 def build_head(family: str, **head: object) -> BaseDenseHead:
     """The dense head of a tiny model, in training mode."""
-    return MODELS.build(head_config(family, **head)).train()
+    with scope(family):
+        return MODELS.build(head_config(family, **head)).train()
 
 
 def random_features(head: BaseDenseHead, images: int = 2) -> list[Tensor]:
@@ -52,8 +55,18 @@ def objects(head: BaseDenseHead, *counts: int) -> list[InstanceData]:
         corner = torch.rand(count, 2) * 40
         size = 10 + torch.rand(count, 2) * torch.tensor([45.0, 14.0])
         labels = torch.randint(0, head.num_classes, (count,))
-        gts.append(InstanceData(bboxes=torch.cat([corner, corner + size], dim=1), labels=labels))
+        boxes = torch.cat([corner, corner + size], dim=1)
+        if get_reader(head).box_dim == 5:
+            boxes = rotated(upright(boxes) + torch.rand(count, 1) * torch.tensor([0, 0, 0, 0, 3]))
+        gts.append(InstanceData(bboxes=boxes, labels=labels))
     return gts
+
+
+def rotated(boxes: Tensor) -> BaseBoxes:
+    """Boxes (K, 5) as MMRotate's type."""
+    from mmrotate.structures import RotatedBoxes  # an optional package
+
+    return RotatedBoxes(boxes)
 
 
 def record_loss(
@@ -72,7 +85,7 @@ def everything(outputs: DenseOutputs) -> Positions:
 
 
 def all_boxes(outputs: DenseOutputs) -> Tensor:
-    """(N, P, 4)."""
+    """(N, P, E)."""
     levels = range(len(outputs.level_shapes))
     return torch.cat([outputs.level_boxes(level) for level in levels], dim=1)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from mmdet.models.task_modules.samplers import SamplingResult
+from mmdet.structures.bbox import BaseBoxes
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ def to_cuda(found: Any) -> Any:
     if isinstance(found, SamplingResult):
         names = ('pos_inds', 'pos_assigned_gt_inds', 'pos_gt_labels')
         return SimpleNamespace(**{name: on_cuda(getattr(found, name)) for name in names})
+    if isinstance(found, BaseBoxes):
+        return type(found)(on_cuda(found.tensor))
     if isinstance(found, InstanceData):
-        return InstanceData(**{name: on_cuda(value) for name, value in found.items()})
+        return InstanceData(**{name: to_cuda(value) for name, value in found.items()})
     return found
 
 
@@ -42,7 +45,8 @@ def cuda_head(family: str) -> nn.Module:
     return head
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+# the phase-shifting coder looks at the values of its constants when it is built
+@pytest.mark.parametrize('family', [name for name in FAMILIES if not name.endswith('psc')])
 def test_reader(family: str) -> None:
     MessageHub.get_current_instance().update_info('epoch', 0)
     on_cpu = build_head(family)
@@ -73,4 +77,5 @@ def test_reader(family: str) -> None:
         if outputs.spec.num_bins is not None:
             logits = outputs.distribution_logits(at)
             assert logits.device.type == 'cuda'
-            assert logits.shape == (len(outputs.level_shapes) * FOUND, 4, outputs.spec.num_bins)
+            sides = outputs.spec.box_dim
+            assert logits.shape == (len(outputs.level_shapes) * FOUND, sides, outputs.spec.num_bins)

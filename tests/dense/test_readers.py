@@ -5,7 +5,7 @@ import torch
 from mmdet.models import dense_heads
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import distance2bbox
+from mmdet.structures.bbox import BaseBoxes, distance2bbox, get_box_tensor
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
@@ -34,11 +34,17 @@ from tests.dense.heads import (
     objects,
     random_features,
     record_loss,
+    rotated,
 )
-from tests.families import SINGLE_STAGE, tiny
+from tests.families import ROTATED, SINGLE_STAGE, tiny
 
-FAMILIES = [*SINGLE_STAGE, 'faster_rcnn']
+FAMILIES = [*SINGLE_STAGE, 'faster_rcnn', *ROTATED]
 FOCAL = dict(type='FocalLoss', use_sigmoid=True)
+ENCODED = ('RetinaHead', 'RPNHead', 'RotatedRetinaHead', 'AngleBranchRetinaHead')
+NOT_IN_BFLOAT16 = (
+    *('tood', 'tood_anchors', 'vfnet'),
+    *('rotated_retinanet_kfiou', 'rotated_atss', 'rotated_fcos', 'rotated_rtmdet'),
+)
 COUNTS = [(3, 2), (2, 0), (0, 0), (0, 1)]
 
 
@@ -77,7 +83,8 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert spec.num_classes == (1 if family == 'faster_rcnn' else 3)
     assert spec.strides == tuple(head.prior_generator.strides)
     assert spec.num_base_priors == tuple(head.prior_generator.num_base_priors)
-    assert (spec.box_dim, spec.feature_channels) == (4, 32)
+    assert (spec.box_dim, spec.feature_channels) == (5 if family in ROTATED else 4, 32)
+    assert (spec.angle_version is None) == (family not in ROTATED)
     assert (spec.num_bins is not None) == ('distributions' in spec.offers)
     assert 'matched_gts' in spec.extras
 
@@ -90,8 +97,8 @@ def test_shapes_are_those_of_the_spec(head: BaseDenseHead, features: list[Tensor
         assert anchors in outputs.spec.num_base_priors
     at = everything(outputs)
     assert outputs.class_logits(at).shape == (len(at.prior_index), outputs.spec.num_classes)
-    assert outputs.boxes(at).shape == (len(at.prior_index), 4)
-    assert outputs.priors.shape == (sum(outputs.num_level_priors), 4)
+    assert outputs.boxes(at).shape == (len(at.prior_index), outputs.spec.box_dim)
+    assert outputs.priors.shape == (sum(outputs.num_level_priors), outputs.spec.box_dim)
     assert bool(outputs.quality_maps) == ('quality' in outputs.spec.offers)
     if outputs.quality_maps:
         assert at.gather(outputs.quality_maps).shape == (len(at.prior_index), 1)
@@ -142,7 +149,7 @@ def test_boxes_and_scores_are_those_of_stock_prediction(
         rated = None if quality is None else quality[image]
         ours = stock_scores(head, scores[image], rated)
         rows = [boxes[image].repeat_interleave(ours.shape[1], dim=0), ours.reshape(-1, 1)]
-        expected = torch.cat([predicted.bboxes, predicted.scores[:, None]], dim=1)
+        expected = torch.cat([get_box_tensor(predicted.bboxes), predicted.scores[:, None]], dim=1)
         # the stock list is ordered by score, and holds every (prior, class) once
         torch.testing.assert_close(sort_rows(torch.cat(rows, dim=1)), sort_rows(expected))
 
@@ -150,7 +157,7 @@ def test_boxes_and_scores_are_those_of_stock_prediction(
 def test_training_and_evaluation_give_the_same_boxes(
     head: BaseDenseHead, features: list[Tensor], family: str
 ) -> None:
-    if family in ('rtmdet', 'yolox'):
+    if family in ('rtmdet', 'rotated_rtmdet', 'yolox'):
         pytest.skip('their batch norm makes the features themselves differ')
     trained, evaluated = read(head, features), read(head.eval(), features)
     torch.testing.assert_close(all_boxes(trained), all_boxes(evaluated))
@@ -264,7 +271,7 @@ def test_assignment_is_what_the_stock_loss_used(
 
 
 def box_targets(head: BaseDenseHead, record: HeadRecorder, priors: Tensor) -> list[Tensor]:
-    """Per image (P, 4) in pixels, as the stock loss had them; anything where no positive is."""
+    """Per image (P, E) in pixels, as the stock loss had them; anything where no positive is."""
     name = type(head).__name__.removeprefix('Distribution')
     if name == 'YOLOXHead':
         found = [torch.zeros(len(priors), 4) for _ in IMAGES]
@@ -274,16 +281,36 @@ def box_targets(head: BaseDenseHead, record: HeadRecorder, priors: Tensor) -> li
     returned = record.returned['get_targets'][-1]
     if name == 'PAAHead':
         return returned[2]
-    index = {'FCOSHead': 1, 'VFNetHead': 2, 'RetinaHead': 2, 'RPNHead': 2}.get(name, 3)
-    levels = [level.view(len(IMAGES), -1, 4) for level in returned[index]]
+    if name == 'RotatedFCOSHead':
+        return rotated_fcos_targets(head, returned, priors)
+    index = {'FCOSHead': 1, 'VFNetHead': 2, **dict.fromkeys(ENCODED, 2)}.get(name, 3)
+    levels = [level.view(len(IMAGES), -1, priors.shape[1]) for level in returned[index]]
     if name == 'FCOSHead' and head.norm_on_bbox:
         levels = [x * s[0] for x, s in zip(levels, head.prior_generator.strides, strict=True)]
     targets = torch.cat(levels, dim=1)
     if name in ('FCOSHead', 'VFNetHead'):
         centre = (priors[:, :2] + priors[:, 2:]) / 2
         return list(distance2bbox(centre.expand(len(IMAGES), -1, -1), targets))
-    encoded = name in ('RetinaHead', 'RPNHead') and not head.reg_decoded_bbox
+    encoded = name in ENCODED and not head.reg_decoded_bbox
     return [head.bbox_coder.decode(priors, image) if encoded else image for image in targets]
+
+
+def rotated_fcos_targets(head: BaseDenseHead, returned: tuple, priors: Tensor) -> list[Tensor]:
+    _, distances, angles = returned
+    images = []
+    for image in range(len(IMAGES)):
+        rows = [
+            torch.cat([d.view(len(IMAGES), -1, 4)[image] * s, a.view(len(IMAGES), -1, 1)[image]], 1)
+            for d, a, (s, _) in zip(distances, angles, head.prior_generator.strides, strict=True)
+        ]
+        images.append(head.bbox_coder.decode(priors[:, :2], torch.cat(rows)))
+    return images
+
+
+def canonical(boxes: Tensor | BaseBoxes) -> Tensor:
+    """The same box may be written with either side as its width."""
+    boxes = get_box_tensor(boxes)
+    return boxes if boxes.shape[1] == 4 else rotated(boxes).regularize_boxes('le90')
 
 
 @pytest.mark.parametrize('counts', COUNTS, ids=str)
@@ -300,7 +327,10 @@ def test_matched_ground_truth_is_the_box_target(
     for image, gt in enumerate(gts):
         index = matched[image, ours.positive[image]]
         assert torch.equal(gt.labels[index], ours.labels[image, ours.positive[image]])
-        torch.testing.assert_close(gt.bboxes[index], targets[image][ours.positive[image]])
+        expected = targets[image][ours.positive[image]]
+        torch.testing.assert_close(
+            canonical(gt.bboxes[index]), canonical(expected), rtol=1e-5, atol=1e-4
+        )
 
 
 def expected_valid(head: BaseDenseHead, features: list[Tensor]) -> Tensor:
@@ -446,15 +476,15 @@ def test_heads_that_only_look_like_their_base_are_refused(base: type) -> None:
 
 @pytest.mark.parametrize('name', sorted(UNLIKE_THEIR_BASE))
 def test_refused_heads_exist(name: str) -> None:
-    assert MODELS.get(name) is not None
+    assert MODELS.get(name) or MODELS.get(f'mmrotate.{name}')
 
 
 @pytest.mark.parametrize('family', FAMILIES, indirect=True)
 def test_half_precision_maps_are_read_in_float32(
     head: BaseDenseHead, features: list[Tensor], family: str
 ) -> None:
-    if family in ('tood', 'tood_anchors', 'vfnet'):
-        pytest.skip('deformable convolutions do not run in bfloat16')
+    if family in NOT_IN_BFLOAT16:
+        pytest.skip('deformable convolutions and inverse matrices do not exist in bfloat16')
     with torch.autocast('cpu', torch.bfloat16):
         outputs = read(head, features)
         boxes = all_boxes(outputs)

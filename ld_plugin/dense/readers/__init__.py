@@ -11,6 +11,12 @@ from .distribution import (
 from .fcos import FCOSReader
 from .gfl import GFLReader
 from .paa import PAAReader
+from .rotated import (
+    AngleBranchRetinaReader,
+    OrientedRPNReader,
+    RotatedFCOSReader,
+    RotatedRTMDetReader,
+)
 from .rtmdet import RTMDetReader
 from .tood import TOODReader
 from .vfnet import VFNetReader
@@ -19,14 +25,18 @@ from .yolox import YOLOXReader
 __all__ = [
     'ATSSReader',
     'AnchorReader',
+    'AngleBranchRetinaReader',
     'DenseReader',
     'DistributionATSSReader',
     'DistributionFCOSReader',
     'DistributionRetinaReader',
     'FCOSReader',
     'GFLReader',
+    'OrientedRPNReader',
     'PAAReader',
     'RTMDetReader',
+    'RotatedFCOSReader',
+    'RotatedRTMDetReader',
     'TOODReader',
     'VFNetReader',
     'YOLOXReader',

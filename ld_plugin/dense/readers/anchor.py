@@ -24,6 +24,11 @@ class AnchorReader(DenseReader):
     tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
 
     @property
+    def box_dim(self) -> int:
+        """What the coder encodes: 4 sides, or the 5 parameters of a rotated box."""
+        return self.head.bbox_coder.encode_size
+
+    @property
     def spec(self) -> HeadSpec:
         return self.describe(extras={'matched_gts'})
 

@@ -26,9 +26,13 @@ UNLIKE_THEIR_BASE = frozenset(
         'CondInstBboxHead',
         'FSAFHead',
         'FreeAnchorRetinaHead',
+        'H2RBoxHead',
+        'H2RBoxV2Head',
         'LADHead',
         'PISARetinaHead',
+        'R3RefineHead',
         'RTMDetInsHead',
+        'S2ARefineHead',
         'StageCascadeRPNHead',
     }
 )
@@ -87,6 +91,8 @@ class DenseReader(ABC):
     #: attributes of the head that hold the stacked convolutions of its classification and of its
     #: regression branch
     tower_names: ClassVar[tuple[str, ...]] = ()
+    #: E of the head's boxes
+    box_dim: int = 4
     #: methods of the head that a teacher runs in float32 whatever its precision is, because they
     #: call an operator that has no other
     float32_methods: ClassVar[tuple[str, ...]] = ()
@@ -135,7 +141,7 @@ class DenseReader(ABC):
         )
 
     def describe(self, num_bins: int | None = None, extras: Collection[str] = ()) -> HeadSpec:
-        """The spec of a head with four box sides, out of what all stock heads have.
+        """The spec of a head, out of what all stock heads have.
 
         Args:
             num_bins: B, of a head that predicts distributions.
@@ -150,17 +156,18 @@ class DenseReader(ABC):
                 f'bbox_head.loss_cls.use_sigmoid: found False in {type(head).__name__}, expected '
                 'True: each class has a score of its own, and there is none of background.'
             )
-        generator = head.prior_generator
+        generator, rotated = head.prior_generator, self.box_dim == 5
         return HeadSpec(
             name=type(head).__name__,
             num_classes=head.num_classes,
             strides=tuple(tuple(stride) for stride in generator.strides),
             num_base_priors=tuple(generator.num_base_priors),
             num_bins=num_bins,
-            box_dim=4,
+            box_dim=self.box_dim,
             feature_channels=head.in_channels,
             extras=frozenset(extras) | ({'head_features'} if self.tower_channels else set()),
             tower_channels=self.tower_channels,
+            angle_version=getattr(head.bbox_coder, 'angle_version', None) if rotated else None,
         )
 
     @property

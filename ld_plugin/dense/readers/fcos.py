@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmdet.structures.bbox import distance2bbox, get_box_tensor
+from mmdet.structures.bbox import BaseBoxes, distance2bbox, get_box_tensor
 from torch import Tensor
 
 from ..context import Assignment
@@ -60,19 +60,27 @@ class FCOSReader(PointReader):
         Args:
             record: Of the loss.
             labels: Per level, (N * n_l,).
-            targets: Per level, distances (N * n_l, 4) in pixels.
+            targets: Per level, (N * n_l, E), distances in pixels.
         """
         call = record.arguments['loss_by_feat'][-1]
         gts = call['batch_gt_instances']
         labels = by_image(labels, len(gts))
-        targets = torch.cat([level.view(len(gts), -1, 4) for level in targets], dim=1)
+        targets = torch.cat([level.view(len(gts), -1, self.box_dim) for level in targets], dim=1)
         sizes = [level.shape[-2:] for level in call['cls_scores']]
-        points = centres(self.priors(sizes, targets.device))
+        priors = self.priors(sizes, targets.device)
         found = []
         for image, gt in enumerate(gts):
             at = (labels[image] < self.head.num_classes).nonzero().squeeze(1)
-            boxes = distance2bbox(points[at], targets[image, at])
+            boxes = self.target_boxes(targets[image, at], priors[at])
             found.append(
-                find_ground_truths(boxes, labels[image, at], get_box_tensor(gt.bboxes), gt.labels)
+                find_ground_truths(boxes, labels[image, at], self.gt_boxes(gt.bboxes), gt.labels)
             )
         return found
+
+    def target_boxes(self, targets: Tensor, priors: Tensor) -> Tensor:
+        """Boxes (K, E) from targets (K, E), distances in pixels, and priors (K, E)."""
+        return distance2bbox(centres(priors), targets)
+
+    def gt_boxes(self, boxes: Tensor | BaseBoxes) -> Tensor:
+        """(G, E), ground truths in the form that targets decode to."""
+        return get_box_tensor(boxes)

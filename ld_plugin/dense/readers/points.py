@@ -1,15 +1,13 @@
 """What readers of heads share whose priors are points."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..boxes import upright
 from .base import DenseReader
-
-#: side of the square that stands for a point, in strides: ATSS's and GFL's anchors have it too
-PRIOR_SCALE = 8
 
 
 class PointReader(DenseReader):
@@ -18,11 +16,42 @@ class PointReader(DenseReader):
     Regions compare priors with ground truths by their overlap, which a point has none of.
     """
 
+    #: side of the square, in strides: ATSS's and GFL's anchors have it too
+    prior_scale: ClassVar[float] = 8
+
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
         levels = self.head.prior_generator.grid_priors(sizes, device=device, with_stride=True)
         points, strides = torch.cat(levels).split(2, dim=1)
-        half = PRIOR_SCALE / 2 * strides
+        half = self.prior_scale / 2 * strides
         return torch.cat([points - half, points + half], dim=1)
+
+
+class RotatedPointReader(PointReader):
+    """Gives every point an upright square, as rotated box."""
+
+    box_dim = 5
+    #: that of rotated ATSS's anchors
+    prior_scale: ClassVar[float] = 4
+
+    def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
+        return upright(super().priors(sizes, device))
+
+    def decode_parts(self, distances: Tensor, angles: Tensor, priors: Tensor) -> Tensor:
+        """Boxes (K, 5) by the head's own coder.
+
+        Args:
+            distances: (K, 4), from the point to the sides, along these, in pixels.
+            angles: (K, 1), in radians.
+            priors: (K, 5).
+        """
+        return self.head.bbox_coder.decode(priors[:, :2], torch.cat([distances, angles], dim=1))
+
+    def join(self, box_maps: Sequence[Tensor], angle_maps: Sequence[Tensor]) -> list[Tensor]:
+        """One regression map per level: distances, then the angle as it is encoded."""
+        return [
+            torch.cat([box_map, angle_map.to(box_map.dtype)], dim=1)
+            for box_map, angle_map in zip(box_maps, angle_maps, strict=True)
+        ]
 
 
 def centres(priors: Tensor) -> Tensor:

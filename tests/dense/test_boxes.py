@@ -1,0 +1,134 @@
+"""Geometry of horizontal and rotated boxes, beside mmcv's operators and MMRotate's box type."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.ops import box_iou_rotated
+from mmdet.structures.bbox import bbox_overlaps
+from torch import Tensor
+
+from ld_plugin.dense.boxes import (
+    bounds,
+    centres,
+    corners,
+    hold,
+    overlaps,
+    overlaps_with,
+    sides,
+    upright,
+    without_angle,
+)
+
+
+def random_boxes(count: int = 500) -> Tensor:
+    """(K, 5)."""
+    size = 1 + 40 * torch.rand(count, 2)
+    return torch.cat([40 * torch.rand(count, 2), size, 6 * torch.rand(count, 1) - 3], dim=1)
+
+
+def rewritten(boxes: Tensor) -> Tensor:
+    """The same boxes with their other side as the width."""
+    x, y, width, height, angle = boxes.unbind(1)
+    return torch.stack([x, y, height, width, angle + math.pi / 2], dim=1)
+
+
+@pytest.mark.parametrize('mode', ['iou', 'iof'])
+def test_overlaps_are_those_of_mmcv(mode: str) -> None:
+    boxes, others = random_boxes(), random_boxes()
+    expected = box_iou_rotated(boxes, others, mode, aligned=True)
+    torch.testing.assert_close(overlaps(boxes, others, mode), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_overlaps_of_upright_boxes_are_those_of_horizontal_ones() -> None:
+    boxes, others = bounds(random_boxes()), bounds(random_boxes())
+    expected = bbox_overlaps(boxes, others, is_aligned=True)
+    assert torch.equal(overlaps(boxes, others), expected)
+    torch.testing.assert_close(overlaps(upright(boxes), upright(others)), expected)
+
+
+def test_a_box_overlaps_itself_however_it_is_written() -> None:
+    boxes = random_boxes()
+    for same in (boxes, rewritten(boxes), boxes + torch.tensor([0, 0, 0, 0, math.pi])):
+        torch.testing.assert_close(overlaps(boxes, same), torch.ones(len(boxes)), atol=1e-4, rtol=0)
+
+
+def test_elongated_boxes() -> None:
+    needles = random_boxes() * torch.tensor([1, 1, 10, 0.05, 1])
+    others = needles + torch.tensor([0.01, 0.02, 0, 0, 1e-3])
+    exact = overlaps(needles.double(), others.double())
+    torch.testing.assert_close(overlaps(needles, others), exact.float(), atol=2e-2, rtol=0)
+
+
+def test_gradient_of_overlaps() -> None:
+    boxes, others = random_boxes(30).double().requires_grad_(), random_boxes(30).double()
+    assert torch.autograd.gradcheck(lambda x: overlaps(x, others), boxes)
+
+
+def test_gradient_of_equal_boxes_is_finite() -> None:
+    boxes = random_boxes().requires_grad_()
+    for other in (boxes.detach(), rewritten(boxes.detach())):
+        (gradient,) = torch.autograd.grad(overlaps(boxes, other).sum(), boxes)
+        assert gradient.isfinite().all()
+
+
+def test_boxes_without_an_area_overlap_nothing() -> None:
+    flat = random_boxes(20) * torch.tensor([1, 1, 0, 1, 1])
+    assert overlaps(flat, random_boxes(20)).max() < 1e-6
+    assert overlaps(flat, flat).max() < 1e-6
+
+
+@pytest.mark.parametrize('dim', [4, 5])
+def test_no_boxes_have_a_gradient(dim: int) -> None:
+    boxes = torch.empty(0, dim, requires_grad=True)
+    found = overlaps(boxes, torch.empty(0, dim))
+    assert found.shape == (0,)
+    found.sum().backward()
+
+
+@pytest.mark.parametrize('form', [bounds, torch.clone], ids=['horizontal', 'rotated'])
+def test_overlaps_in_sets(form: object) -> None:
+    boxes = form(random_boxes(12)).view(2, 6, -1)
+    found = overlaps_with(boxes[:, :1], boxes)
+    for image, rows in zip(boxes, found, strict=True):
+        torch.testing.assert_close(rows, overlaps(image[:1].expand_as(image), image))
+
+
+def test_bounds_hold_the_corners_and_touch_them() -> None:
+    boxes = random_boxes()
+    expected = torch.cat([corners(boxes).amin(1), corners(boxes).amax(1)], dim=1)
+    torch.testing.assert_close(bounds(boxes), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_angle_alone_is_dropped() -> None:
+    boxes = random_boxes()
+    plain = without_angle(boxes)
+    torch.testing.assert_close(centres(plain), centres(boxes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sides(plain), sides(boxes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(upright(plain)[:, :4], boxes[:, :4], rtol=1e-5, atol=1e-5)
+    assert torch.equal(without_angle(plain), plain)
+    assert torch.equal(bounds(plain), plain)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-0.49, 0.49), st.floats(-0.49, 0.49), st.floats(-4, 4))
+def test_a_point_of_the_box_is_held_wherever_the_box_points(
+    along: float, across: float, angle: float
+) -> None:
+    width, height = 40.0, 6.0
+    box = torch.tensor([[100.0, 60.0, width, height, angle]])
+    cos, sin = math.cos(angle), math.sin(angle)
+    x = 100 + along * width * cos - across * height * sin
+    y = 60 + along * width * sin + across * height * cos
+    assert hold(box, torch.tensor([x]), torch.tensor([y])).all()
+    beside = 60 - 0.6 * height * sin, 60 + 0.6 * height * cos
+    assert not hold(box, torch.tensor([40 + beside[0]]), torch.tensor([beside[1]])).any()
+
+
+def test_hold_is_find_inside_points_of_mmrotate() -> None:
+    structures = pytest.importorskip('mmrotate.structures')
+    boxes, points = random_boxes(20), 60 * torch.rand(300, 2)
+    expected = structures.RotatedBoxes(boxes).find_inside_points(points, eps=0)
+    assert torch.equal(hold(boxes, *points.unbind(1)), expected.t())
