@@ -1,29 +1,30 @@
 """Convolutions whose weights are kept in the layout that the processor's kernels read.
 
 oneDNN, which computes PyTorch's convolutions on a processor, reads weights in blocks. An ordinary
-convolution holds them plainly and reorders all of them on every call: a tenth of a teacher's
-forward pass on small images, and on the small levels of a pyramid more than the convolution takes.
+convolution holds them plainly and reorders all of them on every call, which on small images takes
+a tenth of a teacher's forward pass.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.mkldnn import MkldnnConv2d
 
 _DTYPES = torch.float32, torch.bfloat16  # fp16 has no packed kernel
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution that is not trained, and reorders its weights once, when it is first called.
+    """A convolution that is not trained, and keeps its weights reordered while that pays.
 
-    The plain weights are given up then, so the memory stays the same; :meth:`unpack` brings them
-    back. On other devices than a processor, and for inputs that need a gradient, it is an ordinary
-    convolution.
+    The best layout depends on the size of the input, and another one is slower than none. So the
+    weights are packed when a size comes a second time in succession, as it does where all images
+    are of one size, and are plain again when another one comes, as in a head that is called with
+    one level after the other. They are never held twice. On other devices than a processor, and
+    where a gradient goes through it, this is an ordinary convolution.
     """
 
     packed: Tensor | None
+    last_size: torch.Size | None
 
     @classmethod
     def convert(cls, conv: nn.Conv2d) -> None:
@@ -32,16 +33,21 @@ class PackedConv2d(nn.Conv2d):
         if _has_kernel() and plain and conv.weight.dtype in _DTYPES:
             conv.__class__ = cls
             conv.register_buffer('packed', None, persistent=False)
+            conv.last_size = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != 'cpu':
             return super().forward(x)
-        if self.packed is None:
-            self._pack()
         x = x.to(self.weight.dtype)
-        if torch.is_grad_enabled() and x.requires_grad:  # the packed kernel has no gradient
-            geometry = self.stride, self.padding, self.dilation, self.groups
-            return F.conv2d(x, self._plain_weight(), self.bias, *geometry)
+        if x.requires_grad and torch.is_grad_enabled():  # the packed kernel has no gradient
+            self.unpack()
+            return super().forward(x)
+        if x.shape != self.last_size:
+            self.unpack()
+            self.last_size = x.shape
+            return super().forward(x)
+        if self.packed is None:
+            self._pack(x.shape)
         geometry = self.padding, self.stride, self.dilation, self.groups
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.packed, self.bias, *geometry, 'none', [], ''
@@ -50,15 +56,19 @@ class PackedConv2d(nn.Conv2d):
     def unpack(self) -> None:
         """Hold plain weights again, as a move to another device needs."""
         if self.packed is not None:
-            self.weight.data = self._plain_weight()
+            plain = self.packed.to_dense().to(self.weight.dtype)
+            self.weight.data = plain.contiguous(memory_format=torch.channels_last)
             self.packed = None
 
-    def _plain_weight(self) -> Tensor:
-        plain = self.packed.to_dense().to(self.weight.dtype)
-        return plain.contiguous(memory_format=torch.channels_last)
-
-    def _pack(self) -> None:
-        self.packed = MkldnnConv2d(self, self.weight.dtype).weight
+    def _pack(self, input_size: torch.Size) -> None:
+        self.packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+            self.weight.to_mkldnn(self.weight.dtype),
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            input_size,
+        )
         self.weight.data = self.weight.new_empty(0)
 
     # whoever copies, pickles or saves it gets plain weights

@@ -38,15 +38,21 @@ def image(channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_equals_the_ordinary_convolution(geometry: dict, dtype: torch.dtype) -> None:
     plain, packed = convolutions(geometry, dtype)
     x = image(geometry['in_channels'], dtype)
-    for _ in range(2):  # the first call packs
+    for _ in range(3):  # the second call packs
         torch.testing.assert_close(packed(x), plain(x))
     y = packed(image(geometry['in_channels'])[:1, :, :5, :4].to(dtype))
     torch.testing.assert_close(y, plain(image(geometry['in_channels'])[:1, :, :5, :4].to(dtype)))
 
 
+def pack(conv: PackedConv2d) -> None:
+    for _ in range(2):
+        conv(image(8))
+    assert conv.packed is not None
+
+
 def test_the_plain_weights_are_given_up_and_come_back() -> None:
     plain, packed = convolutions(GEOMETRIES[1])
-    packed(image(8))
+    pack(packed)
     assert packed.weight.numel() == 0
     assert packed.packed.numel() == plain.weight.numel()
     packed.unpack()
@@ -55,17 +61,33 @@ def test_the_plain_weights_are_given_up_and_come_back() -> None:
     torch.testing.assert_close(packed(image(8)), plain(image(8)))
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_and_pickles_after_a_call(copied) -> None:
+def test_another_size_unpacks() -> None:
     plain, packed = convolutions(GEOMETRIES[1])
-    packed(image(8))
+    pack(packed)
+    x = image(8)[:, :, :7]
+    torch.testing.assert_close(packed(x), plain(x))
+    assert packed.packed is None
+
+
+def test_gradient_goes_through_plain_weights() -> None:
+    plain, packed = convolutions(GEOMETRIES[1])
+    pack(packed)
+    x = image(8).requires_grad_()
+    expected, found = (torch.autograd.grad(c(x).square().sum(), x)[0] for c in (plain, packed))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_and_pickles_of_a_packed_one(copied) -> None:
+    plain, packed = convolutions(GEOMETRIES[1])
+    pack(packed)
     torch.testing.assert_close(copied(packed)(image(8)), plain(image(8)))
     torch.testing.assert_close(packed(image(8)), plain(image(8)))
 
 
-def test_state_dict_after_a_call() -> None:
+def test_state_dict_of_a_packed_one() -> None:
     plain, packed = convolutions(GEOMETRIES[1])
-    packed(image(8))
+    pack(packed)
     assert list(packed.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(packed.state_dict()['weight'], plain.weight, rtol=0, atol=0)
 
