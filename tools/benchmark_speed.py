@@ -10,7 +10,7 @@ pass, the losses and the backward pass. The ways are:
     student alone       the stock detector
     teacher, ...        its forward pass: the stock detector in eager fp32, and the plugin's
     floor               the stock teacher's forward pass, then the student's step
-    mmdet LDHead        the distilled detector of mmdet, which does main LD only
+    mmdet LDHead        the distilled detector of mmdet, which does main LD only; for GFL
     ld_full, fp32 ...   each recipe of `ld_plugin.recipes` with each teacher
 
 The peak memory of a step is that of the weights and of everything allocated during the step. It is
@@ -50,12 +50,17 @@ from torch import Tensor, nn
 from ld_plugin import recipes
 from ld_plugin.regions.geometry import valuable_localization_region
 
-STOCK = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+DETECTORS = {
+    'gfl': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'atss': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'fcos': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+}
 STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 RECIPES = {
     name: value
     for name, value in vars(recipes).items()
-    if isinstance(value, dict) and not name.startswith('_')
+    if isinstance(value, dict) and not name.startswith('_') and 'two_stage' not in name
 }
 PRECISIONS = ('fp32', 'bf16')
 ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
@@ -116,9 +121,9 @@ class Batch:
         return cls(torch.randn(number, 3, size, size, generator=generator).to(device), samples)
 
 
-def detector(depth: int, channels: int, model: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The ``model`` of a GFL of another depth and width; by default over the stock R-50."""
-    model = ConfigDict(model or get_config(STOCK).model)
+def detector(config: str, depth: int, channels: int) -> ConfigDict:
+    """The ``model`` of a stock config in another depth and width."""
+    model = get_config(config).model
     widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
     model.backbone.update(depth=depth, init_cfg=None)
     model.neck.update(in_channels=widths, out_channels=channels)
@@ -136,9 +141,10 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
+        self.config = DETECTORS[args.detector]
         self.batch = Batch.random(args.size, args.batch, self.device)
-        self.student = self._build(detector(args.student, args.channels))
-        self.eager = self._build(detector(args.teacher, args.channels)).eval()
+        self.student = self._build(detector(self.config, args.student, args.channels))
+        self.eager = self._build(detector(self.config, args.teacher, args.channels)).eval()
 
     def cases(self) -> Iterator[Case]:
         """All cases, each built when it is asked for."""
@@ -146,8 +152,9 @@ class Bench:
         yield Case(ALONE, self.student, lambda: self._step(self.student), student)
         yield Case('teacher, eager fp32', self.eager, self._look, teacher, teacher)
         yield Case(FLOOR, self.student, self._look_and_step, student + teacher, teacher)
-        ld_head = self._ld_head()
-        yield Case(LD_HEAD, ld_head, lambda: self._step(ld_head), student + teacher, teacher)
+        if self.args.detector == 'gfl':
+            ld_head = self._ld_head()
+            yield Case(LD_HEAD, ld_head, lambda: self._step(ld_head), student + teacher, teacher)
         for precision in PRECISIONS:
             for index, name in enumerate(self.args.recipes):
                 model = self._distilled(RECIPES[name], precision)
@@ -180,16 +187,16 @@ class Bench:
         return built
 
     def _ld_head(self) -> nn.Module:
-        model = detector(self.args.student, self.args.channels, get_config(STOCK_LD).model)
-        teacher = detector(self.args.teacher, self.args.channels)
+        model = detector(STOCK_LD, self.args.student, self.args.channels)
+        teacher = detector(self.config, self.args.teacher, self.args.channels)
         model.update(teacher_config=dict(model=teacher), teacher_ckpt=None)
         built = self._build(model)
         built.teacher_model = self.eager
         return built
 
     def _distilled(self, distillers: Mapping[str, Any], precision: str) -> nn.Module:
-        model = detector(self.args.student, self.args.channels)
-        teacher = detector(self.args.teacher, self.args.channels)
+        model = detector(self.config, self.args.student, self.args.channels)
+        teacher = detector(self.config, self.args.teacher, self.args.channels)
         model.update(
             type='DistilledSingleStageDetector',
             teacher=dict(config=dict(model=teacher), checkpoint=None, precision=precision),
@@ -278,7 +285,9 @@ def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
             name=case.name,
             milliseconds=medians(1e3 * seconds[case.name]),
             to_floor=medians(seconds[case.name] / seconds[FLOOR]),
-            to_ld_head=medians(seconds[case.name] / seconds[LD_HEAD]),
+            to_ld_head=(
+                medians(seconds[case.name] / seconds[LD_HEAD]) if LD_HEAD in seconds else None
+            ),
             peak_megabytes=case.peak / MEGABYTE,
             teacher_megabytes=case.teacher_weights / MEGABYTE,
             peak_to_budget=(
@@ -359,7 +368,8 @@ def table(rows: Sequence[Mapping[str, Any]], region: Mapping[str, Any]) -> str:
     ]
     for row in rows:
         times = ''.join(
-            f'{row["milliseconds"][c]:10.1f}{row["to_floor"][c]:9.3f}{row["to_ld_head"][c]:9.3f}'
+            f'{row["milliseconds"][c]:10.1f}{row["to_floor"][c]:9.3f}'
+            + (f'{row["to_ld_head"][c]:9.3f}' if row['to_ld_head'] else f'{"":9}')
             for c in CLOCKS
         )
         share = '' if row['peak_to_budget'] is None else f'{row["peak_to_budget"]:.3f}'
@@ -390,6 +400,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     depths = (18, 34, 50, 101)
+    add('--detector', default='gfl', choices=list(DETECTORS), help='default: %(default)s')
     add('--teacher', type=int, default=50, choices=depths, help="depth of the teacher's ResNet")
     add('--student', type=int, default=18, choices=depths, help="depth of the student's ResNet")
     add('--channels', type=int, default=256, help='of neck and heads (default: 256, the stock)')
@@ -404,7 +415,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(RECIPES),
         choices=list(RECIPES),
         metavar='NAME',
-        help=f'of {", ".join(RECIPES)} (default: all)',
+        help=f'of {", ".join(RECIPES)} (default: all); LD needs GFL',
     )
     add('--json', type=Path, metavar='OUT', help='also write the results here')
     return parser.parse_args(args)
@@ -418,7 +429,7 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings('ignore', message='model.teacher.checkpoint is None')
     load = os.getloadavg()
     bench = Bench(options)
-    number = 4 + len(PRECISIONS) * (len(options.recipes) + 1)
+    number = (4 if options.detector == 'gfl' else 3) + len(PRECISIONS) * (len(options.recipes) + 1)
     cases = list(track(bench.cases(), 'building', number, **_PROGRESS))
     measure(cases, bench.device, options.rounds)
     results = dict(
