@@ -18,6 +18,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from mmengine import Config
+
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
 TEACHER = 'gfl_r34_fpn_36e_bccd'
 VARIANTS = {
@@ -63,6 +65,14 @@ class Job:
     def metrics_file(self) -> Path:
         return self.work_dir / 'metrics.json'
 
+    def read_config(self) -> Config:
+        """What is trained."""
+        cfg = Config.fromfile(CONFIGS / f'{self.config}.py')
+        if self.teacher_checkpoint is not None:
+            cfg.model.teacher.checkpoint = str(self.teacher_checkpoint)
+            cfg.model.teacher.precision = 'bf16' if self.bf16_backbone else 'fp32'
+        return cfg
+
 
 def main() -> int:
     args = parse_args()
@@ -95,10 +105,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('data', type=Path, help="BCCD's folder")
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/bccd'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
+    return parse_common_args(parser, work_dir='work_dirs/bccd')
+
+
+def parse_common_args(parser: argparse.ArgumentParser, work_dir: str) -> argparse.Namespace:
+    """Parse, with the options of every measurement on BCCD."""
+    parser.add_argument('data', type=Path, help="BCCD's folder")
+    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
     parser.add_argument(
         '--bf16-backbone',
@@ -131,20 +146,16 @@ def run_all(jobs: list[Job], at_once: int) -> None:
 def run(job: Job) -> str:
     """Train and evaluate, and write ``metrics.json``; returns the work dir."""
     import torch
-    from mmengine import Config
     from mmengine.runner import Runner
 
     import ld_plugin  # noqa: F401  registers the detectors
 
     torch.set_num_threads(job.threads)
-    cfg = Config.fromfile(CONFIGS / f'{job.config}.py')
+    cfg = job.read_config()
     cfg.work_dir = str(job.work_dir)
     cfg.resume = True  # from the last checkpoint, if there is one
     cfg.randomness = dict(seed=job.seed)
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs + 1  # evaluated once, below
-    if job.teacher_checkpoint is not None:
-        cfg.model.teacher.checkpoint = str(job.teacher_checkpoint)
-        cfg.model.teacher.precision = 'bf16' if job.bf16_backbone else 'fp32'
     runner = Runner.from_cfg(cfg)
     if job.bf16_backbone:
         use_bf16(runner.model.backbone)

@@ -1,0 +1,189 @@
+"""Measure every method on every kind of detector on BCCD, and print the table of the README.
+
+    python tools/benchmark_methods.py data/bccd --jobs 2
+
+A family is a stock detector of MMDetection, made small. Its teacher is R-18 with 64 channels in
+neck and head, its student the same with half of the backbone's channels. Where a stock head has no
+distributions, the family has the head of this package that does, so that one teacher and one
+student serve all methods. Data, image size and optimizer are those of ``configs/bccd``. Teachers
+train for 18 epochs; students for 6, alone and with each recipe at its published weights.
+
+Complete runs are not repeated, and interrupted ones continue.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import benchmark_bccd as bccd
+from mmengine import Config, ConfigDict
+from mmengine.hub import get_config
+
+from ld_plugin import recipes
+
+BASE_CONFIG = bccd.CONFIGS / 'gfl_r18_fpn_12e_bccd.py'
+TEACHER_EPOCHS, STUDENT_EPOCHS = 18, 6
+CHANNELS, STACKED_CONVS = 64, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of detector.
+
+    Attributes:
+        config: Its stock config.
+        methods: Names of recipes.
+        head: What differs from the stock dense head.
+        detector: The plugin's detector for its student.
+        low_precision: Of the teacher's forward pass with ``--bf16-backbone``.
+    """
+
+    config: str
+    methods: tuple[str, ...]
+    head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    detector: str = 'DistilledSingleStageDetector'
+    low_precision: str = 'bf16'
+
+
+_DENSE = ('bckd', 'rm_pfi', 'defeat', 'crosskd', 'pkd', 'fitnet')
+_GIOU = dict(type='GIoULoss', loss_weight=2.0)
+FAMILIES = {
+    'GFL': Family('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ('ld_full', *_DENSE)),
+    'RetinaNet': Family(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        ('ld_retina', *_DENSE),
+        dict(type='DistributionRetinaHead', loss_bbox=_GIOU),
+    ),
+    'FCOS': Family(
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+        ('ld_point', *_DENSE),
+        dict(type='DistributionFCOSHead'),
+    ),
+    'ATSS': Family(
+        'mmdet::atss/atss_r50_fpn_1x_coco.py',
+        ('ld_point', *_DENSE),
+        dict(type='DistributionATSSHead'),
+    ),
+    'Faster R-CNN': Family(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        ('defeat_two_stage', 'pkd', 'fitnet'),
+        detector='DistilledTwoStageDetector',
+        low_precision='fp32',  # mmcv's RoI operators take nothing less on a processor
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(bccd.Job):
+    """One training of a family; ``config`` is the family's key.
+
+    Attributes:
+        method: ``'teacher'``, ``'alone'``, or the name of a recipe.
+    """
+
+    method: str = 'alone'
+
+    def read_config(self) -> Config:
+        cfg = Config.fromfile(BASE_CONFIG)
+        is_teacher = self.method == 'teacher'
+        cfg.model = small_model(self.config, base_channels=64 if is_teacher else 32)
+        epochs = TEACHER_EPOCHS if is_teacher else STUDENT_EPOCHS
+        cfg.train_cfg.max_epochs = epochs
+        cfg.param_scheduler[1].update(end=epochs, milestones=[epochs * 2 // 3, epochs * 11 // 12])
+        if self.teacher_checkpoint is not None:
+            self._distil(cfg.model)
+        return cfg
+
+    def _distil(self, model: ConfigDict) -> None:
+        """Turn the student's ``model`` into a distilled one."""
+        distillers = ConfigDict(getattr(recipes, self.method))
+        if 'crosskd' in distillers:  # published: behind three of four convolutions
+            distillers.crosskd.layer = STACKED_CONVS - 1
+        family = FAMILIES[self.config]
+        model.type = family.detector
+        model.teacher = dict(
+            config=dict(model=small_model(self.config, base_channels=64).to_dict()),
+            checkpoint=str(self.teacher_checkpoint),
+            precision=family.low_precision if self.bf16_backbone else 'fp32',
+        )
+        model.distillers = distillers
+
+
+def small_model(family: str, base_channels: int) -> ConfigDict:
+    """The family's stock ``model`` with a narrow R-18, from random weights."""
+    model = get_config(FAMILIES[family].config).model
+    model.data_preprocessor = Config.fromfile(BASE_CONFIG).model.data_preprocessor
+    model.backbone.update(
+        depth=18,
+        base_channels=base_channels,
+        style='pytorch',
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=False,
+        frozen_stages=-1,
+        init_cfg=None,
+    )
+    model.neck.update(
+        in_channels=[base_channels * 2**stage for stage in range(4)], out_channels=CHANNELS
+    )
+    dense = model.get('bbox_head') or model.rpn_head
+    dense.update(in_channels=CHANNELS, feat_channels=CHANNELS, **FAMILIES[family].head)
+    if 'roi_head' in model:
+        model.roi_head.bbox_roi_extractor.out_channels = CHANNELS
+        model.roi_head.bbox_head.update(in_channels=CHANNELS, fc_out_channels=256, num_classes=3)
+    else:
+        dense.update(num_classes=3, stacked_convs=STACKED_CONVS)
+    return model
+
+
+def main() -> int:
+    args = parse_args()
+    os.environ['BCCD_ROOT'] = str(args.data)  # the config reads it
+    rows = {}
+    for family in args.families:
+        rows.update(measure(args, family))
+        print(bccd.table(rows), flush=True)
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--families', nargs='+', default=list(FAMILIES), choices=list(FAMILIES))
+    return bccd.parse_common_args(parser, work_dir='work_dirs/methods')
+
+
+def measure(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
+    """Train and test a family's teacher and students; the runs by row of the table."""
+
+    def runs(method: str, checkpoint: Path | None, seeds: Sequence[int]) -> list[Run]:
+        return [
+            Run(
+                family,
+                seed,
+                str(args.data),
+                args.work_dir / family.replace(' ', '-').lower() / f'{method}_seed{seed}',
+                checkpoint,
+                max(1, (os.cpu_count() or 1) // args.jobs),
+                args.bf16_backbone,
+                method,
+            )
+            for seed in seeds
+        ]
+
+    (teacher,) = teachers = runs('teacher', None, seeds=[0])
+    alone = runs('alone', None, args.seeds)
+    bccd.run_all([*teachers, *alone], args.jobs)
+    checkpoint = teacher.work_dir / f'epoch_{TEACHER_EPOCHS}.pth'
+    distilled = {m: runs(m, checkpoint, args.seeds) for m in FAMILIES[family].methods}
+    bccd.run_all([run for of_method in distilled.values() for run in of_method], args.jobs)
+    rows = {'teacher': teachers, 'alone': alone} | distilled
+    return {f'{family}, {name}': of_method for name, of_method in rows.items()}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
