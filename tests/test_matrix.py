@@ -1,0 +1,275 @@
+"""Every recipe on every head family that it can work with, and what must hold for all of them.
+
+A family's detector is built once, and what it and its teacher say about a batch is shared by all
+recipes. The batch has a second image, padded, on which there is nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ld_plugin import ConfigError, recipes
+from ld_plugin.dense import DenseOutputs, DistillationContext, HeadSpec, get_reader
+from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.distillers import RankDistiller, build_distillers
+from tests.dense.heads import build_head
+from tests.families import SINGLE_STAGE, tiny
+from tests.models import batch, build, tiny_distilled
+
+Recipe = Mapping[str, Mapping[str, Any]]
+
+RECIPES: dict[str, Recipe] = {
+    name: recipe
+    for name, recipe in vars(recipes).items()
+    if isinstance(recipe, dict) and not name.startswith('_')
+}
+COMBINATIONS: dict[str, Recipe] = {
+    'ld_full + pfi': recipes.ld_full | dict(pfi=recipes.rm_pfi['pfi']),
+    'bckd + pkd': recipes.bckd | recipes.pkd,
+}
+#: what a distiller needs that not every head has
+NEEDS = dict(
+    CrossHeadDistiller='head_features',
+    LocalizationDistiller='distributions',
+    QualityDistiller='quality',
+)
+#: a trainable layer stands between the features, so they differ behind it if they were equal before
+WITH_A_LAYER = {'DecoupledFeatureDistiller'}
+#: the head computes again what the teacher's said, so the two are equal up to rounding only, and
+#: the derivative of an absolute difference is never 0
+RECOMPUTED = {'CrossHeadDistiller'}
+#: standardise features over the batch with the unbiased deviation, which repeated images change
+WITH_DEVIATIONS = {'pkd', 'crosskd', 'bckd + pkd'}
+#: an untrained head of these predicts boxes without extent, whose overlap with themselves is 0
+WITHOUT_EXTENT = {'fcos_normalised', 'rtmdet'}
+LAYERS = dict(stacked_convs=3)  # the recipe for cross-head distillation asks for three
+
+
+def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
+    """What a recipe needs and a head does not have."""
+    return {NEEDS.get(cfg['type'], 'features') for cfg in recipe.values()} - spec.offers
+
+
+SPECS = {family: get_reader(build_head(family, **LAYERS)).spec for family in SINGLE_STAGE}
+PAIRS = [
+    (family, name)
+    for family, spec in SPECS.items()
+    for name, recipe in (RECIPES | COMBINATIONS).items()
+    if not lacks(recipe, spec)
+]
+REFUSED = [
+    (family, name)
+    for family, spec in SPECS.items()
+    for name, recipe in RECIPES.items()
+    if lacks(recipe, spec)
+]
+every_pair = pytest.mark.parametrize(('family', 'name'), PAIRS)
+
+
+@dataclass
+class Step:
+    """A student, its teacher as it was before it was frozen, and what both said about a batch."""
+
+    student: nn.Module
+    teacher: nn.Module
+    data: dict[str, list]
+    context: DistillationContext
+
+
+@pytest.fixture(autouse=True)
+def in_training() -> None:
+    MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD's assigner depends on it
+
+
+@cache
+def step_of(family: str) -> Step:
+    model = tiny(family, **LAYERS)
+    student = build(
+        tiny_distilled(dict(config=dict(model=model), checkpoint=None), recipes.fitnet, model)
+    )
+    data = batch(((128, 128), (96, 128)), objects=(3, 0))
+    teacher = build(model, seed=1)
+    for detector in (student, teacher):
+        learn_statistics(detector, data)
+    student.teacher = frozen(teacher)
+    return Step(student, teacher, data, observe(student, data))
+
+
+def learn_statistics(detector: nn.Module, data: Mapping[str, list]) -> None:
+    """Let batch norm know the images, as after a training; without it activations explode."""
+    norms = [module for module in detector.modules() if isinstance(module, _BatchNorm)]
+    for module in norms:
+        module.momentum = 1.0
+        module.train()
+    with torch.no_grad():
+        detector.extract_feat(detector.data_preprocessor(dict(data))['inputs'])
+    detector.train()
+
+
+def frozen(model: nn.Module) -> FrozenTeacher:
+    """A teacher that is asked for everything it offers."""
+    teacher = FrozenTeacher(model)
+    teacher.reads = teacher.spec.offers
+    if 'head_features' in teacher.reads:
+        teacher.head_layers = frozenset({3})
+    return teacher
+
+
+def observe(student: nn.Module, data: Mapping[str, list]) -> DistillationContext:
+    inputs = student.data_preprocessor(dict(data), training=True)
+    return student.observe(inputs['inputs'], inputs['data_samples'])[1]
+
+
+@cache
+def twin_of(family: str) -> DistillationContext:
+    """What a student and a teacher of its own weights say."""
+    # as the teacher's: batch norm by its running statistics
+    student = deepcopy(step_of(family).student)
+    for module in student.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    student.teacher = frozen(deepcopy(student))
+    return observe(student, step_of(family).data)
+
+
+def build_recipe(name: str, context: DistillationContext) -> nn.ModuleDict:
+    torch.manual_seed(0)
+    recipe = (RECIPES | COMBINATIONS)[name]
+    return build_distillers(recipe, context.student.spec, context.teacher.spec)
+
+
+def gradients(loss: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
+    return list(
+        torch.autograd.grad(
+            loss, list(inputs), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
+
+
+def nothing_to_rank(distiller: nn.Module, context: DistillationContext) -> bool:
+    """Dynamic assigners give each object a single prior while predictions are bad."""
+    lone = all(len(gts) == len(gts.unique()) for gts in context.assignment.positive_gts)
+    return isinstance(distiller, RankDistiller) and lone
+
+
+@every_pair
+@pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
+def test_learns(family: str, name: str) -> None:
+    """Losses are finite, and their gradients reach the student and never the teacher."""
+    step = step_of(family)
+    weights = [p for p in step.student.parameters() if p.requires_grad]
+    for distiller in build_recipe(name, step.context).values():
+        loss = distiller(step.context)
+        assert loss.shape == ()
+        assert loss.isfinite()
+        if nothing_to_rank(distiller, step.context):
+            continue
+        assert loss > 0
+        found = gradients(loss, [*weights, *distiller.parameters()])
+        assert all(gradient.isfinite().all() for gradient in found)
+        assert any(gradient.any() for gradient in found[: len(weights)])
+        # a convolution's bias has none where the features are standardised behind it
+        assert all(gradient.any() for gradient in found[len(weights) :] if gradient.dim() > 1)
+    assert not any(p.requires_grad or p.grad is not None for p in step.teacher.parameters())
+
+
+@every_pair
+def test_an_equal_teacher_teaches_nothing(family: str, name: str) -> None:
+    step, twin = step_of(family), twin_of(family)
+    exact = replace(twin, teacher=outputs_as_teacher(twin.student))
+    for distiller in build_recipe(name, twin).values():
+        kind = type(distiller).__name__
+        if kind in WITH_A_LAYER or (kind in RECOMPUTED and family in WITHOUT_EXTENT):
+            continue
+        assert distiller(twin) <= 1e-3 * distiller(step.context) + 1e-6
+        if kind not in RECOMPUTED:
+            loss = distiller(exact)
+            assert loss.abs() <= 1e-6
+            assert all(g.abs().max() <= 1e-6 for g in gradients(loss, maps(twin.student)))
+
+
+def maps(outputs: DenseOutputs) -> list[Tensor]:
+    names = 'class_maps', 'box_maps', 'features', 'quality_maps'
+    return [level for name in names for level in getattr(outputs, name) if level.requires_grad]
+
+
+def outputs_as_teacher(student: DenseOutputs) -> DenseOutputs:
+    """To the last bit what the student said, without gradient."""
+    return replace(
+        student,
+        class_maps=[level.detach() for level in student.class_maps],
+        box_maps=[level.detach() for level in student.box_maps],
+        features=[level.detach() for level in student.features],
+        quality_maps=[level.detach() for level in student.quality_maps],
+    )
+
+
+@cache
+def again(family: str, images: tuple[int, ...]) -> DistillationContext:
+    step = step_of(family)
+    data = {key: [items[i] for i in images] for key, items in step.data.items()}
+    return observe(step.student, data)
+
+
+@every_pair
+def test_the_same_images_give_the_same_loss(family: str, name: str) -> None:
+    """Repeated, or where that cannot hold in another order."""
+    context = step_of(family).context
+    images = (1, 0) if name in WITH_DEVIATIONS else (0, 1, 0, 1)
+    for distiller in build_recipe(name, context).values():
+        found = distiller(again(family, images))
+        torch.testing.assert_close(found, distiller(context), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('family', SPECS)
+def test_all_recipes_at_once_train(family: str) -> None:
+    """One whole step; every part of it has the loss that it has alone."""
+    step = step_of(family)
+    student = deepcopy(step.student)
+    student.distillers = nn.ModuleDict(
+        {
+            f'{name}_{key}': distiller
+            for name in RECIPES
+            if (family, name) in PAIRS
+            for key, distiller in build_recipe(name, step.context).items()
+        }
+    )
+    alone = {f'loss_{key}': d(step.context).item() for key, d in student.distillers.items()}
+    stock = MODELS.build(tiny(family, **LAYERS))
+    ours = {key for key in student.state_dict() if not key.startswith('distillers.')}
+    assert ours == set(stock.state_dict())
+
+    before = deepcopy(student.state_dict())
+    teacher_before = deepcopy(step.teacher.state_dict())
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-6)
+    found = student.train_step(step.data, OptimWrapper(optimizer))
+
+    assert found['loss'].isfinite()
+    for key, value in alone.items():
+        assert found[key].item() == pytest.approx(value, rel=1e-3), key
+    after = student.state_dict()
+    for part in ('backbone', 'neck', 'bbox_head'):
+        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part))
+    for key, value in step.teacher.state_dict().items():
+        assert torch.equal(value, teacher_before[key])
+
+
+@pytest.mark.parametrize(('family', 'name'), REFUSED)
+def test_a_head_that_lacks_something_is_refused(family: str, name: str) -> None:
+    spec = SPECS[family]
+    with pytest.raises(ConfigError, match=rf'^model\.distillers\.\w+: .*{spec.name}'):
+        build_distillers(RECIPES[name], spec, spec)
+
+
+def test_every_recipe_works_somewhere() -> None:
+    assert {name for _, name in PAIRS} == {*RECIPES, *COMBINATIONS}
