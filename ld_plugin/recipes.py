@@ -151,6 +151,17 @@ defeat = dict(
 The weights are those published for Faster R-CNN on VOC.
 """
 
+defeat_two_stage = dict(
+    defeat_neck=dict(
+        type='DecoupledFeatureDistiller',
+        region=dict(type='GTCellsRegion'),
+        object_weight=3,
+        background_weight=12,
+    ),
+    defeat_roi=dict(type='DecoupledRoIClassificationDistiller', loss=dict(type='DecoupledLoss')),
+)
+"""Decoupled features, and classes of proposals, for two-stage detectors (Guo et al., CVPR 2021)."""
+
 pkd = dict(
     pkd=dict(
         type='FeatureDistiller',

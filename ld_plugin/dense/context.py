@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .outputs import DenseOutputs
 from .positions import Positions
+from .rois import RoIStage
 
 if TYPE_CHECKING:
     from ..regions import Region, Selection
@@ -58,12 +59,15 @@ class DistillationContext:
         teacher: Outputs without.
         assignment: Labels of the student's priors.
         gt_bboxes: Per image, (G, E) in pixels of the network's input; G may be 0.
+        rois: Per stage of a two-stage detector, the classes of the student's sampled proposals;
+            empty where no distiller reads them.
     """
 
     student: DenseOutputs
     teacher: DenseOutputs
     assignment: Assignment
     gt_bboxes: Sequence[Tensor]
+    rois: Sequence[RoIStage] = ()
     _selections: dict['Region', 'Selection'] = field(default_factory=dict, init=False, repr=False)
 
     def select(self, region: 'Region') -> 'Selection':

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from .context import Assignment, DistillationContext
 from .head_features import HeadFeatures
 from .outputs import DenseOutputs, HeadSpec, RestOfHead
+from .rois import RoIStage
 
 ClassName = str | int
 
@@ -216,9 +217,7 @@ class ClassMatch:
         if self.covers_student:
             return assignment
         count = len(self.student)
-        partners = assignment.labels.new_full((self.num_student_classes + 1,), count)
-        partners[list(self.student)] = torch.arange(count, device=partners.device)
-        labels = partners[assignment.labels.clamp(0, self.num_student_classes)]
+        labels = self._partners(assignment.labels.clamp(0, self.num_student_classes))
         lost = assignment.positive & (labels == count)
         return replace(
             assignment,
@@ -227,6 +226,27 @@ class ClassMatch:
             num_classes=count,
             positive_gts=_kept_gts(assignment, assignment.positive & ~lost),
         )
+
+    def rois(self, stage: RoIStage) -> RoIStage:
+        """Logits and labels of the pairs and background; what has no partner has weight 0."""
+        student = [*self.student, self.num_student_classes]
+        teacher = [*self.teacher, self.num_teacher_classes]
+        labels = self._partners(stage.labels)
+        lost = (stage.labels < self.num_student_classes) & (labels == len(self.student))
+        return replace(
+            stage,
+            student=stage.student[:, student],
+            teacher=stage.teacher[:, teacher],
+            labels=labels,
+            label_weights=stage.label_weights.masked_fill(lost, 0),
+        )
+
+    def _partners(self, labels: Tensor) -> Tensor:
+        """Labels of the student's, 0..C, as numbers of pairs; their number where there is none."""
+        count = len(self.student)
+        partners = labels.new_full((self.num_student_classes + 1,), count)
+        partners[list(self.student)] = torch.arange(count, device=partners.device)
+        return partners[labels]
 
     def with_partner(self, labels: Tensor) -> Tensor:
         """Which of these labels (G,) of the student's have a partner, (G,) bool."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .head_features import HeadFeatures
 from .positions import Positions
+from .rois import RoISpec
 
 BoxDecoder = Callable[[Tensor, Tensor, Tensor], Tensor]
 RestOfHead = Callable[[int, HeadFeatures], tuple[Sequence[Tensor], Sequence[Tensor]]]
@@ -43,6 +44,10 @@ class HeadSpec:
             ``'matched_gts'`` where :attr:`Assignment.matched_gts` is known.
         tower_channels: Widths of what enters the first stacked convolution of each branch, and of
             what leaves each; empty where the head does not offer ``'head_features'``.
+        rois: What the second stage classifies, of a detector whose dense head proposes regions;
+            None where nothing reads it.
+        only_features: Whether nothing else can be compared, because one of the two detectors has a
+            second stage and the other has none.
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_range: First and last value of every side's bins where they do not count strides.
@@ -57,14 +62,19 @@ class HeadSpec:
     feature_channels: int
     extras: frozenset[str] = frozenset()
     tower_channels: tuple[int, ...] = ()
+    rois: RoISpec | None = None
+    only_features: bool = False
     angle_version: str | None = None
     bin_range: tuple[tuple[float, float], ...] | None = None
 
     @property
     def offers(self) -> frozenset[str]:
         """What distillers can read."""
+        if self.only_features:
+            return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
-        return self.extras | {'class_logits', 'boxes', 'features'} | distributions
+        rois = {'rois'} if self.rois is not None else set()
+        return self.extras | {'class_logits', 'boxes', 'features'} | distributions | rois
 
 
 @dataclass(frozen=True)

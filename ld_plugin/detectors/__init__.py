@@ -2,5 +2,6 @@
 
 from .single_stage import DistilledSingleStageDetector
 from .teacher import FrozenTeacher
+from .two_stage import DistilledTwoStageDetector
 
-__all__ = ['DistilledSingleStageDetector', 'FrozenTeacher']
+__all__ = ['DistilledSingleStageDetector', 'DistilledTwoStageDetector', 'FrozenTeacher']

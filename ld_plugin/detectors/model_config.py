@@ -47,7 +47,7 @@ def student_model(config: Config) -> ConfigDict:
     if 'distillers' in model:
         model.pop('distillers')
         model.pop('teacher')
-        model['type'] = 'SingleStageDetector'
+        model['type'] = 'TwoStageDetector' if 'roi_head' in model else 'SingleStageDetector'
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..dense import ClassMatch, DenseOutputs, HeadRecorder, HeadSpec, get_reader
 from ..dense.head_features import HeadFeatures
 from ..dense.matching import rescaled, rescaled_spec
+from ..dense.rois import RoIReader
 from ..errors import ConfigError, NonFiniteTeacherError
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
@@ -37,10 +38,12 @@ class TeacherOutputs:
     Attributes:
         outputs: Its dense outputs.
         sums: (M,), the float32 sum of every map of ``outputs``; not finite where an element is not.
+        neck: The neck's levels, for its RoI head.
     """
 
     outputs: DenseOutputs
     sums: Tensor
+    neck: Sequence[Tensor]
 
     def check_finite(self) -> None:
         """Stop where the teacher's outputs cannot be learned from.
@@ -83,8 +86,8 @@ class FrozenTeacher:
     teacher was trained with. Its assigner and losses never run.
 
     Args:
-        model: A detector with ``backbone``, ``neck``, ``bbox_head`` and ``data_preprocessor``; it
-            is changed in place.
+        model: A detector with ``backbone``, ``neck``, ``data_preprocessor`` and ``bbox_head``, or
+            of two stages, with ``rpn_head`` and ``roi_head``; it is changed in place.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
         image_scale: The images are enlarged by this factor for the teacher; its outputs are in
@@ -115,10 +118,11 @@ class FrozenTeacher:
             raise ConfigError(
                 f'model.teacher.image_scale: found {image_scale}, expected a number above 0.'
             )
-        if not hasattr(model, 'bbox_head'):
+        name = 'rpn_head' if hasattr(model, 'roi_head') else 'bbox_head'
+        if not hasattr(model, name):
             raise ConfigError(
-                f'model.teacher.config: {type(model).__name__} has no dense bbox_head, expected a '
-                'single-stage detector.'
+                f'model.teacher.config: {type(model).__name__} has no {name}, expected a '
+                'single-stage detector (bbox_head), or one of two stages (rpn_head, roi_head).'
             )
         self.classes = classes
         self.image_scale = image_scale
@@ -126,10 +130,12 @@ class FrozenTeacher:
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
         self.head_layers: frozenset[int] = frozenset()
         self._dtype = PRECISIONS[precision]
-        self._reader = get_reader(model.bbox_head, 'model.teacher.config: bbox_head')
+        self._reader = get_reader(getattr(model, name), f'model.teacher.config: {name}')
+        self.is_two_stage = name == 'rpn_head'
+        self._roi_reader = RoIReader.find(model.roi_head) if self.is_two_stage else None
         self._model = _for_inference(model, self._dtype)
         for method in self._reader.float32_methods:
-            _feed_plainly(model.bbox_head, method)
+            _feed_plainly(self._reader.head, method)
         self._conversion = InputConversion.between(model.data_preprocessor, model.data_preprocessor)
 
     @classmethod
@@ -169,7 +175,8 @@ class FrozenTeacher:
     @property
     def spec(self) -> HeadSpec:
         """What the teacher's head predicts, with strides in pixels of the student's images."""
-        return rescaled_spec(self._reader.spec, self.image_scale)
+        rois = self._roi_reader.spec if self._roi_reader else None
+        return replace(rescaled_spec(self._reader.spec, self.image_scale), rois=rois)
 
     @property
     def device(self) -> torch.device:
@@ -196,11 +203,25 @@ class FrozenTeacher:
             student_preprocessor, self._model.data_preprocessor
         )
 
-    def spec_for(self, student: HeadSpec) -> HeadSpec:
-        """What distillers see of it: the student's classes, where classes can be matched."""
+    def spec_for(self, student: HeadSpec, two_stages: bool) -> HeadSpec:
+        """What distillers see of it: the student's classes, where classes can be matched.
+
+        Args:
+            student: What the student predicts.
+            two_stages: Whether the student has a second stage. Where only one of both has, their
+                predictions mean different things, and features alone can be compared.
+        """
+        spec = self.spec
+        if two_stages != self.is_two_stage:
+            stages = 'two stages' if self.is_two_stage else 'one stage'
+            return replace(spec, name=f'{spec.name} of a detector of {stages}', only_features=True)
         if self.classes is None and self.class_map is None:
-            return self.spec
-        return replace(self.spec, num_classes=student.num_classes)
+            return spec
+        if two_stages:
+            both = spec.rois and student.rois
+            rois = replace(spec.rois, num_classes=student.rois.num_classes) if both else spec.rois
+            return replace(spec, rois=rois)
+        return replace(spec, num_classes=student.num_classes)
 
     def match_classes(
         self, student_classes: Sequence[str] | None, num_student_classes: int
@@ -214,12 +235,12 @@ class FrozenTeacher:
         Raises:
             ConfigError: No class has a partner, or names are needed and not known.
         """
-        mine, theirs = student_classes or num_student_classes, self.classes or self.spec.num_classes
+        count = self._roi_reader.spec.num_classes if self._roi_reader else self.spec.num_classes
+        mine, theirs = student_classes or num_student_classes, self.classes or count
         if self.class_map is not None:
             match = ClassMatch.by_map(self.class_map, mine, theirs)
         elif isinstance(mine, int) or isinstance(theirs, int):
-            counts = num_student_classes, self.spec.num_classes
-            match = ClassMatch.in_order(*counts)
+            match = ClassMatch.in_order(num_student_classes, count)
         else:
             match = ClassMatch.by_name(mine, theirs)
         if not match.student:
@@ -249,17 +270,32 @@ class FrozenTeacher:
         images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
         images = images.contiguous(memory_format=torch.channels_last)
         watched = self._reader.watched(self.head_layers)
-        with self._precision(), HeadRecorder(self._model.bbox_head, watched=watched) as record:
+        with self._precision(), HeadRecorder(self._reader.head, watched=watched) as record:
             images = images if self._is_low_precision else images.float()
             features = self._model.extract_feat(images)
-            outs = None if self.reads == {'features'} else self._model.bbox_head(features)
-        outputs = self._reader.read(outs, features if 'features' in self.reads else ())
+            outs = None if self.reads <= {'features', 'rois'} else self._reader.head(features)
+        wanted = outs is None or 'features' in self.reads
+        outputs = self._reader.read(outs, features if wanted else ())
         if self.head_layers:
             head_features = self._reader.head_features(record, self.head_layers)
             outputs = replace(outputs, head_features=head_features, rest_of_head=self._rest_of_head)
         outputs = rescaled(outputs, self.image_scale)
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
-        return TeacherOutputs(outputs, torch.stack([m.sum(dtype=torch.float32) for m in maps]))
+        sums = torch.stack([m.sum(dtype=torch.float32) for m in maps])
+        return TeacherOutputs(outputs, sums, features if 'rois' in self.reads else ())
+
+    @torch.no_grad()
+    def classify_rois(self, outputs: TeacherOutputs, stage: int, rois: Tensor) -> Tensor:
+        """Class logits (R, C + 1) of the student's proposals, the last of background.
+
+        Args:
+            outputs: What it said about the same batch.
+            stage: Of its RoI head, counted from 0.
+            rois: (R, 5), index of the image, and box in pixels of the student's images.
+        """
+        scale = rois.new_tensor([1.0] + [self.image_scale] * 4)
+        with self._precision():
+            return self._roi_reader.classify(stage, outputs.neck, rois * scale)
 
     @property
     def _is_low_precision(self) -> bool:

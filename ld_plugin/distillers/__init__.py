@@ -10,6 +10,7 @@ from .localization import LocalizationDistiller
 from .prediction_guided import PredictionGuidedFeatureDistiller
 from .quality import QualityDistiller
 from .rank import RankDistiller
+from .roi import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
 from .schedules import ConstantSchedule, LinearDecaySchedule, LinearWarmupSchedule
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'CrossHeadDistiller',
     'DecoupledClassificationDistiller',
     'DecoupledFeatureDistiller',
+    'DecoupledRoIClassificationDistiller',
     'Distiller',
     'FeatureDistiller',
     'LinearDecaySchedule',
@@ -27,5 +29,6 @@ __all__ = [
     'PredictionGuidedFeatureDistiller',
     'QualityDistiller',
     'RankDistiller',
+    'RoIClassificationDistiller',
     'build_distillers',
 ]

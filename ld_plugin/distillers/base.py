@@ -28,7 +28,8 @@ class Distiller(nn.Module, ABC):
     Attributes:
         reads: Which outputs of both models it needs: ``'class_logits'``, ``'distributions'``,
             ``'boxes'``, ``'features'``, ``'quality'`` (the branch that rates a box),
-            ``'head_features'`` (what the head's stacked convolutions pass on).
+            ``'head_features'`` (what the head's stacked convolutions pass on), ``'rois'`` (classes
+            of a two-stage detector's proposals).
         reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
             ground truth).
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
@@ -75,9 +76,9 @@ class Distiller(nn.Module, ABC):
         """
         reads = self.reads_of_teacher
         of_student = self.region.reads_of_student if self.region else frozenset()
-        _check_offers(key, 'student', student, reads | self.reads_of_student | of_student)
-        _check_offers(key, 'teacher', teacher, reads)
-        _check_equal(
+        check_offers(key, 'student', student, reads | self.reads_of_student | of_student)
+        check_offers(key, 'teacher', teacher, reads)
+        check_equal(
             key,
             'strides of the levels',
             student.strides,
@@ -86,14 +87,14 @@ class Distiller(nn.Module, ABC):
         )
         if reads == {'features'}:
             return
-        _check_equal(
+        check_equal(
             key,
             'priors per cell (num_base_priors)',
             student.num_base_priors,
             teacher.num_base_priors,
             "Set the same anchor_generator in model.bbox_head as in the teacher's.",
         )
-        _check_equal(
+        check_equal(
             key,
             'number of classes (bbox_head.num_classes)',
             student.num_classes,
@@ -102,7 +103,7 @@ class Distiller(nn.Module, ABC):
             '(FeatureDistiller) can be distilled from any.',
         )
         if 'distributions' in reads:
-            _check_equal(
+            check_equal(
                 key,
                 'bins per box side (bbox_head.reg_max + 1)',
                 student.num_bins,
@@ -169,8 +170,13 @@ def _shared_region(
     return region
 
 
-def _check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) -> None:
-    if 'distributions' in reads and spec.num_bins is None:
+def check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) -> None:
+    """Check that the head of the owner, ``'student'`` or ``'teacher'``, offers what is read.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if 'distributions' in reads and spec.num_bins is None and not spec.only_features:
         raise ConfigError(
             f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, "
             'which localization distillation needs. Heads that have them: '
@@ -189,7 +195,12 @@ def _in_words(reads: frozenset[str]) -> str:
     return ', '.join(word.replace('_', ' ') for word in sorted(reads))
 
 
-def _check_equal(key: str, what: str, student: Any, teacher: Any, advice: str) -> None:
+def check_equal(key: str, what: str, student: Any, teacher: Any, advice: str) -> None:
+    """Check that student and teacher have the same of something.
+
+    Raises:
+        ConfigError: They do not; the message ends with the advice.
+    """
     if student != teacher:
         raise ConfigError(
             f'{key}: {what} differ: student {student}, teacher {teacher}, expected the same. '

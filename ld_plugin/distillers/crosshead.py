@@ -16,7 +16,7 @@ from ..losses import DistillationLoss, eager_gradient, standardized
 from ..losses.functional import at_least_float32
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
-from .base import Distiller
+from .base import Distiller, check_equal
 from .box import weighted_box_loss
 from .classification import ClassificationDistiller
 from .schedules import Schedule
@@ -83,12 +83,12 @@ class CrossHeadDistiller(Distiller):
     def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
         super().prepare(student, teacher, key)
         depths = len(student.tower_channels) - 1, len(teacher.tower_channels) - 1
-        if depths[0] != depths[1]:
-            raise ConfigError(
-                f'{key}: stacked convolutions (bbox_head.stacked_convs) differ: student '
-                f'{depths[0]}, teacher {depths[1]}, expected the same. Set '
-                "model.bbox_head.stacked_convs to the teacher's, or choose another teacher."
-            )
+        check_equal(
+            key,
+            'stacked convolutions (bbox_head.stacked_convs)',
+            *depths,
+            "Set model.bbox_head.stacked_convs to the teacher's, or choose another teacher.",
+        )
         if not (isinstance(self.layer, int) and 0 <= self.layer <= depths[0]):
             raise ConfigError(
                 f'{key}.layer: found {self.layer!r}, expected 0 to {depths[0]}, the number of '

@@ -68,7 +68,7 @@ def test_unknown_name_and_the_closest_known_one(cfg: dict, start: str, hint: str
         (
             dict(type=LD, loss=dict(type=KL, tau=3)),
             f"{AT}.loss: {KL} cannot be built: got an unexpected keyword argument 'tau'. It "
-            'accepts: temperature, loss_weight.',
+            'accepts: temperature, loss_weight, class_reduction.',
         ),
         (
             dict(type=LD, schedule=dict(type='LinearWarmupSchedule')),
@@ -298,9 +298,11 @@ def test_two_stage_student(two_stage: Any) -> None:
 
 
 def test_two_stage_teacher(two_stage: Any) -> None:
-    assert with_teacher(two_stage).startswith(
-        'model.teacher.config: FasterRCNN has no dense bbox_head, expected a single-stage detector'
+    found = with_teacher(two_stage)
+    assert found.startswith(
+        "model.distillers.ld: the teacher's head RPNHead of a detector of two stages has no "
     )
+    assert 'It offers features;' in found
 
 
 @pytest.mark.parametrize('owner', ['teacher', 'student'])

@@ -1,0 +1,192 @@
+"""What every distilled detector does beside its stock self."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from ..dense import (
+    DenseReader,
+    DistillationContext,
+    HeadRecorder,
+    HeadSpec,
+    TeacherMatch,
+    get_reader,
+)
+from ..distillers import build_distillers
+from ..errors import ConfigError
+from .teacher import FrozenTeacher, TeacherOutputs
+
+
+class DistilledDetector:
+    """Mixin before a stock detector, which then also learns from a frozen teacher.
+
+    One training step:
+
+    1. the teacher's forward pass, without autograd, before the student's activations take memory;
+    2. the student's stock forward pass, label assignment and losses, while its raw outputs and its
+       assignment are recorded;
+    3. the losses of the distillers, in float32, each called ``loss_<key>``.
+
+    Inference is the stock detector's, and so are the keys of ``state_dict()``, except for trainable
+    parts of distillers under ``distillers.``.
+
+    Attributes:
+        dense_head_name: Of the attribute that holds the dense head.
+        has_two_stages: Whether a RoI head follows it.
+    """
+
+    dense_head_name: ClassVar[str]
+    has_two_stages: ClassVar[bool] = False
+
+    def learn_from(
+        self, teacher: Mapping[str, Any] | None, distillers: Mapping[str, Mapping[str, Any]] | None
+    ) -> None:
+        """Build the teacher and the distillers; the last part of the constructor.
+
+        Args:
+            teacher: Arguments of :class:`~ld_plugin.detectors.FrozenTeacher`: ``config``,
+                ``checkpoint``, and its options.
+            distillers: Configs of the distillers; each key names a loss.
+
+        Raises:
+            ConfigError: The config cannot work; nothing has been trained.
+        """
+        # not a torch module, hence neither in parameters() nor in state_dict()
+        self.teacher = FrozenTeacher.from_config(teacher)
+        spec = self.spec
+        self._match = TeacherMatch(spec, self.teacher.spec_for(spec, self.has_two_stages))
+        self.distillers = build_distillers(distillers, *self._match.specs)
+        self._check_levels()
+        self._check_loss_names()
+        self.teacher.match_inputs(self.data_preprocessor)
+        self.teacher.reads = frozenset().union(
+            *(distiller.reads_of_teacher for distiller in self.distillers.values())
+        )
+        self.teacher.head_layers = frozenset().union(
+            *(distiller.head_layers for distiller in self.distillers.values())
+        )
+        self._classes_matched = False
+
+    @property
+    def reader(self) -> DenseReader:
+        """Of the dense head."""
+        name = self.dense_head_name
+        return get_reader(getattr(self, name), f'model.{name}')
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What this student predicts."""
+        return self.reader.spec
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        """The stock losses, plus one ``loss_<key>`` per distiller.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised and padded.
+            batch_data_samples: Ground truth and meta information of every image.
+        """
+        losses, context = self.observe(batch_inputs, batch_data_samples)
+        losses.update(self._distillation_losses(context))
+        return losses
+
+    def observe(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[dict[str, Any], DistillationContext]:
+        """The stock losses, and what distillers and regions get to see of the same step.
+
+        Without a loss to compute it is for looking: which priors a region selects, or what both
+        models predict there.
+
+        Args:
+            batch_inputs: (N, 3, H, W), normalised and padded.
+            batch_data_samples: Ground truth and meta information of every image.
+        """
+        losses, context, _ = self._observe_dense(batch_inputs, batch_data_samples)
+        return losses, context
+
+    def _observe_dense(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[dict[str, Any], DistillationContext, TeacherOutputs]:
+        """As :meth:`observe`, of the dense head alone, and all that the teacher said."""
+        self._match_classes()
+        teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
+        reader, layers = self.reader, self.teacher.head_layers
+        watched = reader.watched(layers)
+        with HeadRecorder(reader.head, reader.recorded_methods, watched) as record:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        teacher.check_finite()  # here, where the stock loss has waited for the device anyway
+        context = self._match.context(
+            student=replace(
+                reader.read(record.outs, record.inputs),
+                head_features=reader.head_features(record, layers),
+            ),
+            teacher=teacher.outputs,
+            assignment=reader.assignment(record),
+            gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],
+            gt_labels=[s.gt_instances.labels for s in batch_data_samples],
+        )
+        return losses, context, teacher
+
+    def _distillation_losses(self, context: DistillationContext) -> dict[str, Tensor]:
+        with torch.autocast(context.device.type, enabled=False):
+            return {
+                f'loss_{name}': distiller(context) for name, distiller in self.distillers.items()
+            }
+
+    def _apply(self, *args: Any, **kwargs: Any) -> 'DistilledDetector':
+        """Every move of a module (``to``, ``cuda``, ``cpu``) comes through here."""
+        super()._apply(*args, **kwargs)
+        self.teacher.to(next(self.parameters()).device)
+        return self
+
+    @property
+    def _own_losses(self) -> set[str]:
+        """Names of the stock losses, after ``loss_``."""
+        return loss_names(self.reader.head)
+
+    def _check_loss_names(self) -> None:
+        for name in self.distillers:
+            if name in self._own_losses:
+                raise ConfigError(
+                    f'model.distillers.{name}: the head {self.reader.spec.name} has a loss named '
+                    f"'loss_{name}' of its own. Choose another key."
+                )
+
+    def _check_levels(self) -> None:
+        if self._match.levels.covers_student or self.teacher.image_scale != 1:
+            return
+        for name, distiller in self.distillers.items():
+            if not distiller.reads_of_teacher <= {'features', 'rois'}:
+                raise ConfigError(
+                    f'model.distillers.{name}: strides of the levels differ: student '
+                    f'{self.spec.strides}, teacher {self.teacher.spec.strides}, expected a level '
+                    "of the teacher for each of the student's. Choose such a teacher, or distil "
+                    'features alone (FeatureDistiller).'
+                )
+
+    def _match_classes(self) -> None:
+        """Pair the classes by name; the data set's names are known once a runner trains."""
+        if self._classes_matched:
+            return
+        self._classes_matched = True
+        if self._compares_classes:
+            meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+            self._use_classes(meta.get('classes'))
+
+    @property
+    def _compares_classes(self) -> bool:
+        return any(d.reads_of_teacher != {'features'} for d in self.distillers.values())
+
+    def _use_classes(self, names: Sequence[str] | None) -> None:
+        self._match.classes = self.teacher.match_classes(names, self.spec.num_classes)
+
+
+def loss_names(head: nn.Module) -> set[str]:
+    """What follows ``loss_`` in the names of a head's losses."""
+    return {name.removeprefix('loss_') for name in dir(head) if name.startswith('loss_')}
