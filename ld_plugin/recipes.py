@@ -88,6 +88,34 @@ The published implementation multiplies the region's loss of weight 0.25 by 0.15
 have square priors of eight strides here, so FCOS has a region of its own instead of all negatives.
 """
 
+
+def _rotated_ld(localization: float, classes: float) -> dict:
+    region = dict(type='OverlapRegion')
+    return dict(
+        ld=dict(
+            type='LocalizationDistiller',
+            region=region,
+            loss=dict(type='DistributionKLLoss', temperature=5, loss_weight=localization),
+            normalizer='level_positions',
+        ),
+        kd=dict(
+            type='ClassificationDistiller',
+            region=region,
+            loss=dict(type='DistributionKLLoss', temperature=5, loss_weight=classes),
+            weights='region',
+        ),
+    )
+
+
+rotated_ld_gwd = _rotated_ld(localization=10, classes=20)
+"""Rotated LD as published for RetinaNet that learns boxes by the Gaussian Wasserstein distance.
+
+Its head needs distributions: ``DistributionRotatedRetinaHead``.
+"""
+
+rotated_ld_kld = _rotated_ld(localization=15, classes=15)
+"""Rotated LD as published for RetinaNet that learns boxes by the Gaussian KL divergence."""
+
 imitation_everywhere = dict(im=_imitation('EverywhereRegion'))
 """Feature imitation on whole maps (FitNets)."""
 

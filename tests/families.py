@@ -55,11 +55,28 @@ ROTATED = {
     'rotated_fcos_psc': 'psc/rotated-fcos-hbox-le90_r50_fpn_psc-dual_1x_dota.py',
     'rotated_rtmdet': 'rotated_rtmdet/rotated_rtmdet_tiny-3x-dota.py',
 }
+_L1 = dict(type='DistributionRotatedRetinaHead')
+_GWD = dict(type='GDLoss', loss_type='gwd', loss_weight=5.0)
+_GAUSSIAN = dict(type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1)
+#: likewise; the family whose config they stand over, and the head
+OWN_ROTATED: dict[str, tuple[str, dict[str, Any]]] = {
+    'distribution_rotated_retinanet': ('rotated_retinanet', _L1),
+    'distribution_rotated_retinanet_gwd': (
+        'rotated_retinanet_hbox',
+        _L1 | dict(reg_decoded_bbox=True, loss_bbox=_GWD),
+    ),
+    'distribution_rotated_retinanet_kld': (
+        'rotated_retinanet',
+        _L1 | dict(reg_decoded_bbox=True, loss_bbox=_GAUSSIAN),
+    ),
+    'distribution_rotated_fcos': ('rotated_fcos', dict(type='DistributionRotatedFCOSHead')),
+}
 if not is_installed('mmrotate'):
     ROTATED.clear()
+    OWN_ROTATED.clear()
+ALL_ROTATED = (*ROTATED, *OWN_ROTATED)
 #: the stock loss of these has no operator for a CPU
 _ROTATED_IOU = ('rotated_atss', 'rotated_fcos', 'rotated_rtmdet')
-_GAUSSIAN = dict(type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1)
 CHANNELS = 32  # the group norm of the heads has 32 groups
 
 
@@ -67,12 +84,12 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     """The ``model`` of a family's stock config, made narrow.
 
     Args:
-        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE` or :data:`ROTATED`.
+        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE` or :data:`ALL_ROTATED`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
-    if family in OWN_HEADS:
-        family, own = OWN_HEADS[family]
+    if family in OWN_HEADS or family in OWN_ROTATED:
+        family, own = (OWN_HEADS | OWN_ROTATED)[family]
         head = own | head
     model = deepcopy(_stock_model(family))
     _BACKBONES.get(family, _narrow_resnet)(model)
@@ -92,7 +109,7 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
 
 def scope(family: str) -> AbstractContextManager:
     """The registry's scope in which a family's models are built."""
-    return DefaultScope.overwrite_default_scope('mmrotate' if family in ROTATED else 'mmdet')
+    return DefaultScope.overwrite_default_scope('mmrotate' if family in ALL_ROTATED else 'mmdet')
 
 
 @cache

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a program, too, `tests` is ours
 
-from tests.golden import bckd, crosskd, defeat, ld, pgfi, rank
+from tests.golden import bckd, crosskd, defeat, ld, pgfi, rank, rotated
 from tests.golden.case import Case, Row, compare
 
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
@@ -39,6 +39,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[Row]]] = {
     'ld_head': ld.check_ld_head,
     'pgfi': pgfi.check_pgfi,
     'rank_mimic': rank.check_rank_mimic,
+    'rotated_ld': rotated.check_rotated_ld,
     'vlr_region': ld.check_vlr_region,
 }
 

@@ -4,7 +4,13 @@ from .context import Assignment, DistillationContext
 from .matching import ClassMatch, LevelMatch, TeacherMatch
 from .outputs import DenseOutputs, HeadSpec
 from .positions import Positions
-from .readers import DenseReader, get_reader, heads_with_distributions, register_reader
+from .readers import (
+    DenseReader,
+    get_reader,
+    heads_with_distributions,
+    register_reader,
+    registered_heads,
+)
 from .recorder import HeadRecorder
 
 __all__ = [
@@ -21,4 +27,5 @@ __all__ = [
     'get_reader',
     'heads_with_distributions',
     'register_reader',
+    'registered_heads',
 ]

@@ -50,7 +50,7 @@ class HeadSpec:
             second stage and the other has none.
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
-        bin_range: First and last value of every side's bins where they do not count strides.
+        bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
     """
 
     name: str
@@ -65,7 +65,7 @@ class HeadSpec:
     rois: RoISpec | None = None
     only_features: bool = False
     angle_version: str | None = None
-    bin_range: tuple[tuple[float, float], ...] | None = None
+    bin_ranges: tuple[tuple[float, float], ...] | None = None
 
     @property
     def offers(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from .base import Distiller
 from .schedules import Schedule
 
 NORMALIZERS = ('level_positions', 'positives')
+WEIGHTS = ('labels', 'region')
 
 
 @DISTILLERS.register_module()
@@ -21,7 +22,7 @@ class ClassificationDistiller(Distiller):
     """Class logits over a region.
 
     Each position counts with its label weight, so priors that the classification loss ignores do
-    not count here either.
+    not count here either; or, if ``weights='region'``, with the weight that the region gives it.
 
     Of softened distributions at positives, averaged on every level (Zheng et al., CVPR 2022)::
 
@@ -39,9 +40,11 @@ class ClassificationDistiller(Distiller):
         schedule: A factor over training.
         normalizer: What the sum over the region is divided by: ``'level_positions'``, on each level
             the region's positions there, or ``'positives'``, all positives of the batch.
+        weights: How much a position counts: ``'labels'``, its label weight, or ``'region'``, for
+            regions that weight their priors.
 
     Raises:
-        ConfigError: ``normalizer`` is neither.
+        ConfigError: ``normalizer`` or ``weights`` is none of these.
     """
 
     reads = frozenset({'class_logits'})
@@ -56,11 +59,15 @@ class ClassificationDistiller(Distiller):
         loss: DistillationLoss,
         schedule: Schedule | None = None,
         normalizer: str = 'level_positions',
+        weights: str = 'labels',
     ) -> None:
         super().__init__(region, loss, schedule)
         if normalizer not in NORMALIZERS:
             raise ConfigError(f'normalizer: found {normalizer!r}, expected one of {NORMALIZERS}.')
+        if weights not in WEIGHTS:
+            raise ConfigError(f'weights: found {weights!r}, expected one of {WEIGHTS}.')
         self.normalizer = normalizer
+        self.weights = weights
 
     def distill(self, context: DistillationContext) -> Tensor:
         if self.region.whole_levels:
@@ -71,13 +78,13 @@ class ClassificationDistiller(Distiller):
         return self.loss(
             context.student.class_logits(at),
             context.teacher.class_logits(at),
-            weight=at.take(context.assignment.label_weights) / divisor,
+            weight=at.take(self._weights(context)) / divisor,
             avg_factor=1.0,
         )
 
     def _on_whole_levels(self, context: DistillationContext) -> Tensor:
         selection = context.select(self.region)
-        weights = context.assignment.label_weights * (selection.weights > 0)
+        weights = self._weights(context) * (selection.weights > 0)
         levels = zip(
             context.student.class_views,
             context.teacher.class_views,
@@ -92,6 +99,12 @@ class ClassificationDistiller(Distiller):
             )
             for student, teacher, weight, divisor in levels
         )
+
+    def _weights(self, context: DistillationContext) -> Tensor:
+        """(N, P)."""
+        if self.weights == 'region':
+            return context.select(self.region).weights.float()
+        return context.assignment.label_weights
 
     def _level_divisors(self, context: DistillationContext) -> Tensor:
         """(L,)."""

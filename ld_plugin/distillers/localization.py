@@ -12,6 +12,8 @@ from ..registry import DISTILLERS
 from .base import Distiller
 from .schedules import Schedule
 
+NORMALIZERS = ('images', 'level_positions')
+
 
 @DISTILLERS.register_module()
 class LocalizationDistiller(Distiller):
@@ -27,6 +29,12 @@ class LocalizationDistiller(Distiller):
     ``dict(type='LocalizationDistiller', region=dict(type='MainRegion'),
     loss=dict(type='DistributionKLLoss', temperature=10, loss_weight=0.25))``
 
+    Rotated localization distillation divides by the region's positions on each level instead::
+
+        dict(type='LocalizationDistiller', region=dict(type='OverlapRegion'),
+             loss=dict(type='DistributionKLLoss', temperature=5, loss_weight=10),
+             normalizer='level_positions')
+
     Args:
         region: Where; default the main region.
         loss: How; default KL divergence at temperature 10, weight 0.25.
@@ -34,9 +42,12 @@ class LocalizationDistiller(Distiller):
         divisor: D; if None the region's published constant, 4 or for the valuable localization
             region 16.
         reference_images: R, images per GPU at which the loss weight was chosen; published 3.
+        normalizer: What the sum over the region is divided by: ``'images'``, N D / R, or
+            ``'level_positions'``, on each level the region's positions there.
 
     Raises:
-        ConfigError: ``divisor`` or ``reference_images`` is not above 0.
+        ConfigError: ``divisor`` or ``reference_images`` is not above 0, or ``normalizer`` is
+            neither.
     """
 
     reads = frozenset({'distributions'})
@@ -52,6 +63,7 @@ class LocalizationDistiller(Distiller):
         schedule: Schedule | None = None,
         divisor: float | None = None,
         reference_images: float = 3,
+        normalizer: str = 'images',
     ) -> None:
         super().__init__(region, loss, schedule)
         divisor = region.ld_divisor if divisor is None else divisor
@@ -60,12 +72,23 @@ class LocalizationDistiller(Distiller):
                 raise ConfigError(f'{name}: found {value}, expected a number above 0.')
         self.divisor = divisor
         self.reference_images = reference_images
+        if normalizer not in NORMALIZERS:
+            raise ConfigError(f'normalizer: found {normalizer!r}, expected one of {NORMALIZERS}.')
+        self.normalizer = normalizer
 
     def distill(self, context: DistillationContext) -> Tensor:
         selection = context.select(self.region)
+        at = selection.priors
+        per_level = self.normalizer == 'level_positions'
+        divisor = (
+            at.mean_level_count
+            if per_level
+            else self.divisor * context.mean_num_images / self.reference_images
+        )
+        weight = self.region.position_weight(context, selection) / divisor
         return self.loss(
-            context.student.distribution_logits(selection.priors),
-            context.teacher.distribution_logits(selection.priors),
-            weight=self.region.position_weight(context, selection)[:, None],
-            avg_factor=self.divisor * context.mean_num_images / self.reference_images,
+            context.student.distribution_logits(at),
+            context.teacher.distribution_logits(at),
+            weight=weight[:, None],
+            avg_factor=1.0,
         )

@@ -1,5 +1,7 @@
 """Heads that predict distributions, for detectors that have none and for GFL v2."""
 
+from mmengine.utils import is_installed
+
 from .distribution import DistributionATSSHead, DistributionFCOSHead, DistributionRetinaHead
 from .gflv2 import GFLV2Head
 
@@ -9,3 +11,8 @@ __all__ = [
     'DistributionRetinaHead',
     'GFLV2Head',
 ]
+
+if is_installed('mmrotate'):
+    from .rotated import DistributionRotatedFCOSHead, DistributionRotatedRetinaHead
+
+    __all__ += ['DistributionRotatedFCOSHead', 'DistributionRotatedRetinaHead']

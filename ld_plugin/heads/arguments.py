@@ -15,3 +15,17 @@ def check_count(name: str, value: Any, meaning: str) -> None:
         raise ConfigError(
             f'bbox_head.{name}: found {value!r}, expected a whole number of at least 1: {meaning}.'
         )
+
+
+def check_range(name: str, value: Any) -> None:
+    """Refuse anything but two numbers of which the second is larger.
+
+    Raises:
+        ConfigError: ``value`` is something else.
+    """
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    if not (is_pair and all(isinstance(x, int | float) for x in value) and value[0] < value[1]):
+        raise ConfigError(
+            f'bbox_head.{name}: found {value!r}, expected two numbers, the smaller one first: the '
+            'values of the first and the last bin.'
+        )

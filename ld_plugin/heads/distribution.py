@@ -33,20 +33,27 @@ class CentreDistanceCoder(DistancePointBBoxCoder):
         return super().decode((anchors[:, :2] + anchors[:, 2:]) / 2, distances, max_shape)
 
 
-def over_distances(stock: Callable) -> Callable:
-    """A head's loss or prediction, fed with the expected distances of its distributions."""
+def widened(layer: nn.Conv2d, factor: int) -> nn.Conv2d:
+    """A new convolution like ``layer`` with ``factor`` times as many outputs."""
+    return nn.Conv2d(
+        layer.in_channels, layer.out_channels * factor, layer.kernel_size, padding=layer.padding
+    )
+
+
+def over_expectations(stock: Callable) -> Callable:
+    """A head's loss or prediction, fed with the expectations of its distributions."""
 
     @wraps(stock)  # recorders read the names of its arguments
-    def with_distances(
+    def with_expectations(
         self: 'DistributionMixin',
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        return stock(self, cls_scores, self.distances(bbox_preds), *args, **kwargs)
+        return stock(self, cls_scores, self.expectations(bbox_preds), *args, **kwargs)
 
-    return with_distances
+    return with_expectations
 
 
 class DistributionMixin:
@@ -88,20 +95,14 @@ class DistributionMixin:
     def _init_layers(self) -> None:
         super()._init_layers()
         stock = getattr(self, self.regression_layer)
-        wide = nn.Conv2d(
-            stock.in_channels,
-            stock.out_channels * (self.reg_max + 1),
-            stock.kernel_size,
-            padding=stock.padding,
-        )
-        setattr(self, self.regression_layer, wide)
+        setattr(self, self.regression_layer, widened(stock, self.reg_max + 1))
 
     @property
     def units(self) -> list[float]:
         """What a bin is in the stock head's boxes, level by level: the stride, in pixels."""
         return [stride[0] for stride in self.prior_generator.strides]
 
-    def distances(self, bbox_preds: Sequence[Tensor]) -> list[Tensor]:
+    def expectations(self, bbox_preds: Sequence[Tensor]) -> list[Tensor]:
         """Expected distances of the sides.
 
         Args:
@@ -134,6 +135,17 @@ class DistributionAnchorMixin(DistributionMixin):
         super().__init__(*args, **kwargs)
 
 
+class DistributionPointMixin(DistributionMixin):
+    """For heads over points, with or without ``norm_on_bbox``."""
+
+    @property
+    def units(self) -> list[float]:
+        """As the stock forward: normalised boxes are in strides while training, else in pixels."""
+        if self.norm_on_bbox and self.training:
+            return [1.0 for _ in self.prior_generator.strides]
+        return super().units
+
+
 @MODELS.register_module()
 class DistributionRetinaHead(DistributionAnchorMixin, RetinaHead):
     """``RetinaHead`` with distributions; focal loss and GIoU loss.
@@ -147,8 +159,8 @@ class DistributionRetinaHead(DistributionAnchorMixin, RetinaHead):
     """
 
     regression_layer = 'retina_reg'
-    loss_by_feat = over_distances(RetinaHead.loss_by_feat)
-    predict_by_feat = over_distances(RetinaHead.predict_by_feat)
+    loss_by_feat = over_expectations(RetinaHead.loss_by_feat)
+    predict_by_feat = over_expectations(RetinaHead.predict_by_feat)
 
 
 @MODELS.register_module()
@@ -161,12 +173,12 @@ class DistributionATSSHead(DistributionAnchorMixin, ATSSHead):
     """
 
     regression_layer = 'atss_reg'
-    loss_by_feat = over_distances(ATSSHead.loss_by_feat)
-    predict_by_feat = over_distances(ATSSHead.predict_by_feat)
+    loss_by_feat = over_expectations(ATSSHead.loss_by_feat)
+    predict_by_feat = over_expectations(ATSSHead.predict_by_feat)
 
 
 @MODELS.register_module()
-class DistributionFCOSHead(DistributionMixin, FCOSHead):
+class DistributionFCOSHead(DistributionPointMixin, FCOSHead):
     """``FCOSHead`` with distributions; focal loss, the stock config's IoU loss and centerness.
 
     Over a stock config, with or without ``norm_on_bbox``::
@@ -175,15 +187,8 @@ class DistributionFCOSHead(DistributionMixin, FCOSHead):
     """
 
     regression_layer = 'conv_reg'
-    loss_by_feat = over_distances(FCOSHead.loss_by_feat)
-    predict_by_feat = over_distances(FCOSHead.predict_by_feat)
-
-    @property
-    def units(self) -> list[float]:
-        """As the stock forward: normalised boxes are in strides while training, else in pixels."""
-        if self.norm_on_bbox and self.training:
-            return [1.0 for _ in self.prior_generator.strides]
-        return super().units
+    loss_by_feat = over_expectations(FCOSHead.loss_by_feat)
+    predict_by_feat = over_expectations(FCOSHead.predict_by_feat)
 
     def forward_single(self, x: Tensor, scale: Scale, stride: int) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits, distribution logits (N, 4 * B, H, W) and centerness logits of a level."""

@@ -8,6 +8,7 @@ from .general_instance import GIRegion
 from .gt_cells import GTCellsRegion
 from .inside_gt import InsideGTRegion
 from .main import MainRegion
+from .overlap import OverlapRegion
 from .vlr import ValuableLocalizationRegion
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     'GTCellsRegion',
     'InsideGTRegion',
     'MainRegion',
+    'OverlapRegion',
     'Region',
     'Selection',
     'ValuableLocalizationRegion',

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dense import DistillationContext, Positions
+from ..dense.boxes import bounds, without_angle
 from ..dense.outputs import prior_views
 from ..dense.positions import LevelShape, mean_counts
 
@@ -86,3 +87,18 @@ class Region(ABC):
     def per_image(self, context: DistillationContext) -> list[tuple[Tensor, Tensor]]:
         """Ground truth boxes (G, E) and valid priors (P,) of every image."""
         return list(zip(context.gt_bboxes, context.assignment.valid, strict=True))
+
+
+def comparable_boxes(context: DistillationContext, rotated: bool) -> tuple[Tensor, list[Tensor]]:
+    """Priors (P, E) and per image ground truths (G, E), in the form that a region compares.
+
+    Args:
+        context: Of the training step.
+        rotated: Rotated boxes stay so. Otherwise ground truths lose their angle, as in the
+            published rotated localization distillation; priors are upright anyway.
+    """
+    priors, gt_bboxes = context.student.priors, list(context.gt_bboxes)
+    if rotated:
+        return priors, gt_bboxes
+    # an upright prior may be written as a lying one, turned by a right angle
+    return bounds(priors), [without_angle(boxes) for boxes in gt_bboxes]

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
-from .base import Region
+from .base import Region, comparable_boxes
 from .geometry import fine_grained_region
 
 
@@ -18,20 +18,22 @@ class FineGrainedRegion(Region):
 
     Args:
         share: Of the best IoU over all levels; in (0, 1).
+        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
+            centre, width and height. Horizontal boxes are the same either way.
 
     Raises:
         ConfigError: ``share`` out of its range.
     """
 
-    def __init__(self, share: float = 0.5) -> None:
+    def __init__(self, share: float = 0.5, rotated: bool = False) -> None:
         if not 0 < share < 1:
             raise ConfigError(f'share: found {share}, expected a number between 0 and 1.')
         self.share = share
+        self.rotated = rotated
 
     def weights(self, context: DistillationContext) -> Tensor:
+        priors, gt_bboxes = comparable_boxes(context, self.rotated)
+        images = zip(gt_bboxes, context.assignment.valid, strict=True)
         return torch.stack(
-            [
-                fine_grained_region(context.student.priors, gt_bboxes, valid, self.share)
-                for gt_bboxes, valid in self.per_image(context)
-            ]
+            [fine_grained_region(priors, gts, valid, self.share) for gts, valid in images]
         )

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
-from .base import Region
+from .base import Region, comparable_boxes
 from .geometry import OVERLAPS, valuable_localization_region
 
 
@@ -21,6 +21,8 @@ class ValuableLocalizationRegion(Region):
         topk: Nearest priors per level that the threshold is taken from (ATSS uses 9).
         overlap: ``'iof'`` compares intersection over the prior's area, less the centre distance, as
             the published implementation does; ``'diou'`` is the paper's text.
+        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
+            centre, width and height, as published. Horizontal boxes are the same either way.
         exclude_positives: Leave the student's positives out. The published implementation keeps
             those that qualify for anchor-free-like heads (GFL) and drops them for RetinaNet.
 
@@ -36,6 +38,7 @@ class ValuableLocalizationRegion(Region):
         topk: int = 9,
         overlap: str = 'iof',
         exclude_positives: bool = False,
+        rotated: bool = False,
     ) -> None:
         if not 0 < alpha < 1:
             raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
@@ -47,21 +50,23 @@ class ValuableLocalizationRegion(Region):
         self.topk = topk
         self.overlap = overlap
         self.exclude_positives = exclude_positives
+        self.rotated = rotated
 
     def weights(self, context: DistillationContext) -> Tensor:
-        student = context.student
+        counts = context.student.num_level_priors
+        priors, gt_bboxes = comparable_boxes(context, self.rotated)
         weights = torch.stack(
             [
                 valuable_localization_region(
-                    student.priors,
-                    gt_bboxes,
-                    student.num_level_priors,
+                    priors,
+                    gts,
+                    counts,
                     valid,
                     alpha=self.alpha,
                     topk=self.topk,
                     overlap=self.overlap,
                 )
-                for gt_bboxes, valid in self.per_image(context)
+                for gts, valid in zip(gt_bboxes, context.assignment.valid, strict=True)
             ]
         )
         if self.exclude_positives:

@@ -36,14 +36,16 @@ from tests.dense.heads import (
     record_loss,
     rotated,
 )
-from tests.families import ROTATED, SINGLE_STAGE, tiny
+from tests.families import ALL_ROTATED, SINGLE_STAGE, tiny
 
-FAMILIES = [*SINGLE_STAGE, 'faster_rcnn', *ROTATED]
+FAMILIES = [*SINGLE_STAGE, 'faster_rcnn', *ALL_ROTATED]
 FOCAL = dict(type='FocalLoss', use_sigmoid=True)
 ENCODED = ('RetinaHead', 'RPNHead', 'RotatedRetinaHead', 'AngleBranchRetinaHead')
 NOT_IN_BFLOAT16 = (
     *('tood', 'tood_anchors', 'vfnet'),
     *('rotated_retinanet_kfiou', 'rotated_atss', 'rotated_fcos', 'rotated_rtmdet'),
+    *('distribution_rotated_retinanet_gwd', 'distribution_rotated_retinanet_kld'),
+    'distribution_rotated_fcos',
 )
 COUNTS = [(3, 2), (2, 0), (0, 0), (0, 1)]
 
@@ -83,8 +85,8 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert spec.num_classes == (1 if family == 'faster_rcnn' else 3)
     assert spec.strides == tuple(head.prior_generator.strides)
     assert spec.num_base_priors == tuple(head.prior_generator.num_base_priors)
-    assert (spec.box_dim, spec.feature_channels) == (5 if family in ROTATED else 4, 32)
-    assert (spec.angle_version is None) == (family not in ROTATED)
+    assert (spec.box_dim, spec.feature_channels) == (5 if family in ALL_ROTATED else 4, 32)
+    assert (spec.angle_version is None) == (family not in ALL_ROTATED)
     assert (spec.num_bins is not None) == ('distributions' in spec.offers)
     assert 'matched_gts' in spec.extras
 

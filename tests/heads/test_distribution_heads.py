@@ -40,7 +40,7 @@ def test_distances_are_the_expected_bins_in_strides(family: str) -> None:
     head = build_head(family).eval()
     anchors = head.prior_generator.num_base_priors[1]
     maps = [torch.randn(2, anchors * 4 * BINS, 2, 3) for _ in head.prior_generator.strides]
-    distances = head.distances(maps)
+    distances = head.expectations(maps)
     for image, anchor, side, row, column in [(0, 0, 0, 0, 0), (1, anchors - 1, 2, 1, 2)]:
         channel = (anchor * 4 + side) * BINS
         logits = maps[1][image, channel : channel + BINS, row, column]
@@ -74,7 +74,7 @@ def test_losses_are_the_stock_losses_of_the_distances(family: str) -> None:
     outs, gts = head(random_features(head)), objects(head, 3, 2)
     found = head.loss_by_feat(*outs, gts, metas())
     stock_loss = type(head).loss_by_feat.__wrapped__
-    distances = [level.detach() for level in head.distances(outs[1])]
+    distances = [level.detach() for level in head.expectations(outs[1])]
     expected = stock_loss(head, outs[0], distances, *outs[2:], gts, metas())
     assert set(found) == set(expected) == set(head_losses(family))
     torch.testing.assert_close(total(found), total(expected))

@@ -2,11 +2,19 @@
 
 from .anchor import AnchorReader
 from .atss import ATSSReader
-from .base import DenseReader, get_reader, heads_with_distributions, register_reader
+from .base import (
+    DenseReader,
+    get_reader,
+    heads_with_distributions,
+    register_reader,
+    registered_heads,
+)
 from .distribution import (
     DistributionATSSReader,
     DistributionFCOSReader,
     DistributionRetinaReader,
+    DistributionRotatedFCOSReader,
+    DistributionRotatedRetinaReader,
 )
 from .fcos import FCOSReader
 from .gfl import GFLReader
@@ -30,6 +38,8 @@ __all__ = [
     'DistributionATSSReader',
     'DistributionFCOSReader',
     'DistributionRetinaReader',
+    'DistributionRotatedFCOSReader',
+    'DistributionRotatedRetinaReader',
     'FCOSReader',
     'GFLReader',
     'OrientedRPNReader',
@@ -43,4 +53,5 @@ __all__ = [
     'get_reader',
     'heads_with_distributions',
     'register_reader',
+    'registered_heads',
 ]

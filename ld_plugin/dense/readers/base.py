@@ -66,10 +66,15 @@ def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
             break
     raise ConfigError(
         f'{key}: found {type(head).__name__}, expected a head that has a reader: '
-        f'{", ".join(sorted(_READERS))}. To add one, subclass ld_plugin.dense.DenseReader, '
+        f'{", ".join(registered_heads())}. To add one, subclass ld_plugin.dense.DenseReader, '
         f"decorate it with @register_reader('{type(head).__name__}') and name its module in "
         'custom_imports.'
     )
+
+
+def registered_heads() -> list[str]:
+    """Class names of the heads that have a reader; the classes derived from them share it."""
+    return sorted(_READERS)
 
 
 def heads_with_distributions() -> list[str]:

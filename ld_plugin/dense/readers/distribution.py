@@ -13,6 +13,7 @@ from .atss import ATSSReader
 from .base import register_reader
 from .fcos import FCOSReader
 from .points import centres
+from .rotated import RotatedFCOSReader
 
 
 class DistributionReader:
@@ -44,3 +45,43 @@ class DistributionATSSReader(DistributionReader, ATSSReader):
 @register_reader('DistributionFCOSHead')
 class DistributionFCOSReader(DistributionReader, FCOSReader):
     """Reads ``DistributionFCOSHead``."""
+
+
+@register_reader('DistributionRotatedRetinaHead')
+class DistributionRotatedRetinaReader(AnchorReader):
+    """Reads ``DistributionRotatedRetinaHead``: bins are values of the encoded offsets."""
+
+    has_distributions: ClassVar[bool] = True
+
+    @property
+    def spec(self) -> HeadSpec:
+        return replace(
+            super().spec, num_bins=self.head.reg_max + 1, bin_ranges=self.head.bin_ranges
+        )
+
+    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        return super().decode(self.head.expected_offsets(rows), priors, strides)
+
+
+@register_reader('DistributionRotatedFCOSHead')
+class DistributionRotatedFCOSReader(RotatedFCOSReader):
+    """Reads ``DistributionRotatedFCOSHead``: distances and angle have equally many bins."""
+
+    has_distributions: ClassVar[bool] = True
+
+    @property
+    def spec(self) -> HeadSpec:
+        bins, angle_range = self.head.reg_max + 1, self.head.angle_coder.angle_range
+        ranges = (*((0.0, float(self.head.reg_max)),) * 4, angle_range)
+        return replace(super().spec, num_bins=bins, bin_ranges=ranges)
+
+    def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        class_maps, box_maps, angle_maps, _ = outs
+        return class_maps, self.join(box_maps, angle_maps)
+
+    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        sides, angle = rows.split([4 * self.spec.num_bins, self.spec.num_bins], dim=1)
+        distances = self.head.integral(sides) * strides
+        return self.decode_parts(
+            distances, self.head.angle_coder.decode(angle, keepdim=True), priors
+        )

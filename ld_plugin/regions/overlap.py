@@ -1,0 +1,47 @@
+"""Priors that overlap an object, positives and the valuable localization region together."""
+
+import torch
+from torch import Tensor
+
+from ..dense import DistillationContext
+from ..errors import ConfigError
+from ..registry import REGIONS
+from .base import Region, comparable_boxes
+from .geometry import overlap_region
+
+
+@REGIONS.register_module()
+class OverlapRegion(Region):
+    """Region of rotated localization distillation (Zheng et al., TPAMI 2023).
+
+    Priors whose IoU with an object is at least a share of the assigner's threshold, without an
+    upper bound; each counts with that IoU.
+
+    ``dict(type='OverlapRegion')``
+
+    Args:
+        alpha: Lower bound of the IoU, as a share of the assigner's threshold; in (0, 1).
+        topk: Nearest priors per level that the threshold is taken from (ATSS uses 9).
+        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
+            centre, width and height, as published. Horizontal boxes are the same either way.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+
+    def __init__(self, alpha: float = 0.25, topk: int = 9, rotated: bool = False) -> None:
+        if not 0 < alpha < 1:
+            raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
+        if topk < 2:
+            raise ConfigError(f'topk: found {topk}, expected at least 2.')
+        self.alpha = alpha
+        self.topk = topk
+        self.rotated = rotated
+
+    def weights(self, context: DistillationContext) -> Tensor:
+        counts = context.student.num_level_priors
+        priors, gt_bboxes = comparable_boxes(context, self.rotated)
+        images = zip(gt_bboxes, context.assignment.valid, strict=True)
+        return torch.stack(
+            [overlap_region(priors, gts, counts, v, self.alpha, self.topk) for gts, v in images]
+        )
