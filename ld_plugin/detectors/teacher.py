@@ -293,9 +293,11 @@ class FrozenTeacher:
             stage: Of its RoI head, counted from 0.
             rois: (R, 5), index of the image, and box in pixels of the student's images.
         """
+        rois = rois.float()
         scale = rois.new_tensor([1.0] + [self.image_scale] * 4)
+        features = [level.float() for level in outputs.neck]  # pooling knows no other precision
         with self._precision():
-            return self._roi_reader.classify(stage, outputs.neck, rois * scale)
+            return self._roi_reader.classify(stage, features, rois * scale)
 
     @property
     def _is_low_precision(self) -> bool:

@@ -1,0 +1,413 @@
+"""Faster R-CNN and Cascade R-CNN as students and as teachers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine import ConfigDict
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from ld_plugin.dense import DistillationContext
+from ld_plugin.dense.rois import RoIStage
+from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
+from ld_plugin.errors import ConfigError
+from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
+from ld_plugin.recipes import defeat_two_stage, ld_full, pkd
+from tests import brute_force
+from tests.families import tiny
+from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
+
+FAMILIES = ('faster_rcnn', 'cascade_rcnn')
+ROI = dict(roi=dict(type='RoIClassificationDistiller'))
+every_family = pytest.mark.parametrize('family', FAMILIES)
+
+
+def distilled(
+    student: ConfigDict,
+    teacher: ConfigDict | Mapping[str, Any],
+    distillers: Mapping = defeat_two_stage,
+    **options: Any,
+) -> ConfigDict:
+    """The ``model`` of a distilled two-stage detector."""
+    if 'config' not in teacher:
+        teacher = dict(config=dict(model=teacher), checkpoint=None)
+    model = tiny_distilled(dict(teacher, **options), distillers, student)
+    model.type = 'DistilledTwoStageDetector'
+    return model
+
+
+def twins(family: str, distillers: Mapping = defeat_two_stage, **options: Any) -> nn.Module:
+    """Of equal structure, with other weights."""
+    return build(distilled(tiny(family), tiny(family), distillers, **options))
+
+
+def save(model: nn.Module, path: Path) -> dict[str, str]:
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return dict(checkpoint=str(path))
+
+
+def seeded_losses(model: nn.Module, data: Mapping | None = None) -> dict[str, Any]:
+    """Losses with the same samples of the samplers' at every call."""
+    torch.manual_seed(5)
+    np.random.seed(5)
+    return losses(model, data or batch(((128, 160), (96, 128)), (5, 3)))
+
+
+def observed(model: nn.Module, data: Mapping | None = None) -> DistillationContext:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    data = model.data_preprocessor(dict(data or batch()), training=True)
+    return model.observe(data['inputs'], data['data_samples'])[1]
+
+
+def stock_twin(model: nn.Module, family: str) -> nn.Module:
+    stock = build(tiny(family))
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith('distillers.')}
+    stock.load_state_dict(own, strict=True)
+    return stock
+
+
+def flat(value: Tensor | list[Tensor]) -> list[Tensor]:
+    return value if isinstance(value, list) else [value]
+
+
+# the student is the stock detector
+
+
+@every_family
+def test_stock_losses_and_their_gradients_are_bit_identical(family: str) -> None:
+    model = twins(family)
+    stock = stock_twin(model, family)
+    expected, found = seeded_losses(stock), seeded_losses(model)
+    assert set(found) == {*expected, 'loss_defeat_neck', 'loss_defeat_roi'}
+    for name, values in expected.items():
+        for pair in zip(flat(values), flat(found[name]), strict=True):
+            assert torch.equal(*pair), name
+    for losses_of in (expected, found):
+        names = [name for name in expected if 'loss' in name]
+        sum(sum(flat(losses_of[name])) for name in names).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for name, parameter in stock.named_parameters():
+        if parameter.grad is None:
+            assert gradients[name] is None
+        else:
+            assert torch.equal(parameter.grad, gradients[name]), name
+
+
+@every_family
+def test_checkpoint_and_predictions_are_the_stock_ones(family: str) -> None:
+    model = twins(family, ROI)
+    stock = build(tiny(family), seed=3)
+    assert list(model.state_dict()) == list(stock.state_dict())
+    model.load_state_dict(stock.state_dict(), strict=True)
+    results = []
+    for detector in (stock, model):
+        data = detector.data_preprocessor(batch(), training=False)
+        with torch.no_grad():
+            results.append(detector.eval()(**data, mode='predict'))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+        assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+@every_family
+def test_nothing_stays_on_the_heads(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = twins(family)
+    heads = [m for part in (model.rpn_head, model.roi_head) for m in part.modules()]
+    before = [set(vars(head)) for head in heads]
+    losses(model, batch())
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError('out of memory')
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='out of memory'):
+        patch.setattr(type(model.roi_head), 'bbox_loss', fail)
+        losses(model, batch())
+    assert [set(vars(head)) for head in heads] == before
+    assert not any(head._forward_hooks for head in heads)
+
+
+# the proposals
+
+
+@every_family
+def test_the_teacher_sees_the_students_proposals(family: str, tmp_path: Path) -> None:
+    stock = build(tiny(family), seed=3).eval()
+    teacher = dict(config=dict(model=tiny(family)), **save(stock, tmp_path / 't.pth'))
+    model = build(distilled(tiny(family), teacher, ROI))
+    context = observed(model)
+    images = model.data_preprocessor(batch(), training=True)['inputs']
+    stages = 3 if family == 'cascade_rcnn' else 1
+    assert [stage.loss_weight for stage in context.rois] == [1, 0.5, 0.25][:stages]
+    with torch.no_grad():
+        features = stock.extract_feat(images)
+    for number, stage in enumerate(context.rois):
+        before = (number,) if stages == 3 else ()
+        with torch.no_grad():
+            expected = stock.roi_head._bbox_forward(*before, features, stage.rois)['cls_score']
+        torch.testing.assert_close(stage.teacher, expected, rtol=1e-3, atol=1e-4)
+        assert not stage.teacher.requires_grad
+        assert stage.student.requires_grad
+        assert stage.student.shape == (len(stage.rois), 4)
+        assert stage.labels.shape == stage.label_weights.shape == (len(stage.rois),)
+        assert 0 < (stage.labels < 3).sum() < len(stage.rois)
+        assert set(stage.rois[:, 0].tolist()) == {0, 1}
+
+
+@every_family
+@pytest.mark.parametrize('distillers', [ROI, defeat_two_stage], ids=['plain', 'decoupled'])
+def test_a_twin_has_nothing_to_learn_from_proposals(
+    family: str, distillers: Mapping, tmp_path: Path
+) -> None:
+    stock = build(tiny(family), seed=3)
+    teacher = dict(config=dict(model=tiny(family)), **save(stock, tmp_path / 't.pth'))
+    model = build(distilled(tiny(family), teacher, distillers))
+    name = 'loss_roi' if distillers is ROI else 'loss_defeat_roi'
+    assert losses(model, batch())[name] > 1e-3
+    model.load_state_dict(stock.state_dict(), strict=False)
+    assert losses(model, batch())[name] < 1e-6
+
+
+@every_family
+def test_gradient_reaches_the_student_alone(family: str) -> None:
+    model = twins(family)
+    found = seeded_losses(model)
+    found['loss_defeat_roi'].backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith('backbone') for name in trained)
+    assert any('fc_cls' in name for name in trained)
+    assert not any('fc_reg' in name or name.startswith('rpn_head') for name in trained)
+    assert all(p.grad is None for p in model.teacher._model.parameters())
+
+
+@every_family
+@pytest.mark.parametrize(
+    ('shapes', 'objects'),
+    [([(64, 64)], [1]), ([(64, 64), (48, 64)], [0, 0]), ([(64, 64), (48, 64)], [0, 2])],
+    ids=['batch of one', 'no objects', 'one image without'],
+)
+def test_small_batches(family: str, shapes: list, objects: list) -> None:
+    model = twins(family)
+    loss = distillation_loss(model, batch(shapes, objects))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_cascade_that_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = twins('cascade_rcnn')
+    monkeypatch.setattr(model.roi_head.bbox_head[0], 'refine_bboxes', lambda *args: None)
+    assert [len(stage.rois) > 0 for stage in observed(model).rois] == [True, False, False]
+    loss = distillation_loss(model, batch())
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize(('precision', 'tolerance'), [('fp32', 1e-6), ('bf16', 0.05)])
+def test_precision_of_the_teacher(precision: str, tolerance: float) -> None:
+    exact = observed(twins('faster_rcnn', ROI)).rois[0]
+    found = observed(twins('faster_rcnn', ROI, precision=precision)).rois[0]
+    assert torch.equal(found.rois, exact.rois)
+    error = (found.teacher - exact.teacher).abs().max() / exact.teacher.abs().max()
+    assert error <= tolerance
+
+
+def test_a_teacher_that_sees_larger_images() -> None:
+    model = twins('faster_rcnn', ROI | pkd, image_scale=2)
+    assert distillation_loss(model, batch()).isfinite()
+
+
+def test_classes_meet_their_partners(tmp_path: Path) -> None:
+    """A teacher with two classes more, in another order, says the same of those it shares."""
+    MessageHub.get_current_instance().update_info('dataset_meta', dict(classes=('a', 'b', 'c')))
+    stock, more = build(tiny('faster_rcnn'), seed=3), build(tiny('faster_rcnn', 5), seed=3)
+    state = more.state_dict()
+    state.update({k: v for k, v in stock.state_dict().items() if v.shape == state[k].shape})
+    for name in ('weight', 'bias'):
+        key = f'roi_head.bbox_head.fc_cls.{name}'
+        state[key][[4, 0, 2, 5]] = stock.state_dict()[key]
+    more.load_state_dict(state)
+    names = ('b', 'x', 'c', 'y', 'a')
+    stages = []
+    for teacher, count, classes in ((stock, 3, ('a', 'b', 'c')), (more, 5, names)):
+        config = dict(model=tiny('faster_rcnn', count))
+        cfg = dict(config=config, classes=classes, **save(teacher, tmp_path / f'{count}.pth'))
+        stages += observed(build(distilled(tiny('faster_rcnn'), cfg, ROI))).rois
+    for name in ('rois', 'student', 'teacher', 'labels', 'label_weights'):
+        torch.testing.assert_close(getattr(stages[0], name), getattr(stages[1], name))
+
+
+def test_classes_without_a_partner_carry_no_loss() -> None:
+    MessageHub.get_current_instance().update_info('dataset_meta', dict(classes=('a', 'b', 'c')))
+    teacher = dict(config=dict(model=tiny('faster_rcnn', 2)), checkpoint=None, classes=('c', 'a'))
+    model = build(distilled(tiny('faster_rcnn'), teacher, ROI))
+    with pytest.warns(UserWarning, match=r"not distilled: \['b'\]"):
+        (stage,) = observed(model, batch(objects=(9, 9))).rois
+    assert stage.student.shape == stage.teacher.shape == (len(stage.rois), 3)
+    assert stage.labels.max() == 2
+    assert (stage.label_weights == 0).any()
+    assert (stage.labels[stage.label_weights == 0] == 2).all()
+
+
+# the losses
+
+
+def random_stage(count: int = 12) -> RoIStage:
+    weights = torch.ones(count)
+    weights[-2:] = 0
+    return RoIStage(
+        rois=torch.zeros(count, 5),
+        student=torch.randn(count, 4, requires_grad=True),
+        teacher=torch.randn(count, 4),
+        labels=torch.arange(count) % 4,
+        label_weights=weights,
+        loss_weight=0.5,
+    )
+
+
+def test_values() -> None:
+    stage = random_stage()
+    logits = stage.student.detach().numpy(), stage.teacher.numpy()
+    divergence = brute_force.kl(*logits, temperature=1) * 4  # a mean over the classes
+    labelled, objects = stage.label_weights.numpy() > 0, stage.labels.numpy() < 3
+    loss = DistributionKLLoss(temperature=1, loss_weight=3, class_reduction='sum')
+    plain = RoIClassificationDistiller(loss).of_stage(stage)
+    assert plain.item() == pytest.approx(3 * divergence[labelled].mean(), rel=1e-5)
+    found = DecoupledRoIClassificationDistiller(DecoupledLoss()).of_stage(stage)
+    parts = [divergence[labelled & mask].mean() for mask in (objects, ~objects)]
+    assert found.item() == pytest.approx(2 * sum(parts), rel=1e-5)
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_few_proposals(count: int) -> None:
+    stage = random_stage(count)
+    distillers = (
+        RoIClassificationDistiller(DistributionKLLoss(temperature=1)),
+        DecoupledRoIClassificationDistiller(DecoupledLoss()),
+    )
+    for distiller in distillers:
+        loss = distiller.of_stage(stage)
+        loss.backward()
+        assert loss.item() == 0
+        assert stage.student.grad.shape == (count, 4)
+
+
+# other pairs of detectors
+
+
+def test_the_proposal_networks_logits_and_boxes_are_distilled_as_a_dense_head() -> None:
+    distillers = dict(
+        kd=dict(
+            type='ClassificationDistiller',
+            region=dict(type='EverywhereRegion'),
+            loss=dict(type='BinaryKDLoss'),
+            normalizer='positives',
+        ),
+        box=dict(type='BoxDistiller', region=dict(type='MainRegion')),
+    )
+    model = twins('faster_rcnn', distillers)
+    found = seeded_losses(model)
+    assert found['loss_kd'] > 0
+    assert found['loss_box'] > 0
+    (found['loss_kd'] + found['loss_box']).backward()
+    assert model.rpn_head.rpn_cls.weight.grad.any()
+    assert model.rpn_head.rpn_reg.weight.grad.any()
+
+
+@pytest.mark.parametrize('student', ['retinanet', 'faster_rcnn'])
+@pytest.mark.parametrize('teacher', ['gfl', 'faster_rcnn', 'cascade_rcnn'])
+def test_features_of_any_detector_teach_any(student: str, teacher: str) -> None:
+    config = distilled(tiny(student), tiny(teacher, 5), pkd)
+    if student == 'retinanet':
+        config.type = 'DistilledSingleStageDetector'
+    model = build(config)
+    loss = losses(model, batch())['loss_pkd']
+    loss.backward()
+    assert 0 < loss < 100
+    assert any(p.grad is not None and p.grad.any() for p in model.neck.parameters())
+
+
+def test_a_distilled_student_teaches_in_its_turn() -> None:
+    config = distilled(tiny('faster_rcnn'), tiny('faster_rcnn'))
+    model = build(distilled(tiny('faster_rcnn'), config, ROI))
+    assert type(model.teacher._model).__name__ == 'TwoStageDetector'
+    assert losses(model, batch())['loss_roi'] > 0
+
+
+def single_stage(teacher: ConfigDict, distillers: Mapping) -> ConfigDict:
+    return tiny_distilled(dict(config=dict(model=teacher), checkpoint=None), distillers)
+
+
+def sigmoid_classes() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    model.roi_head.bbox_head.loss_cls.use_sigmoid = True
+    return model
+
+
+def other_roi_head() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    model.roi_head.update(type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (
+            lambda: distilled(tiny('faster_rcnn'), tiny('cascade_rcnn'), ROI),
+            r'distillers.roi: stages of the RoI head .* differ: student 1, teacher 3',
+        ),
+        (
+            lambda: distilled(tiny('faster_rcnn'), tiny('faster_rcnn', 5), ROI),
+            r'distillers.roi: number of classes .* differ: student 3, teacher 5',
+        ),
+        (
+            lambda: distilled(sigmoid_classes(), tiny('faster_rcnn'), ROI),
+            r"distillers.roi: the student's roi_head.bbox_head.loss_cls makes no softmax",
+        ),
+        (
+            lambda: distilled(tiny('faster_rcnn'), other_roi_head(), ROI),
+            r"distillers.roi: the teacher's head RPNHead has no rois",
+        ),
+        (
+            lambda: distilled(tiny('faster_rcnn'), tiny('gfl'), ROI),
+            r"distillers.roi: the teacher's head GFLHead of a detector of one stage has no rois.*"
+            'It offers features;',
+        ),
+        (
+            lambda: distilled(
+                tiny('faster_rcnn'), tiny('retinanet'), dict(x=dict(type='BoxDistiller'))
+            ),
+            r"distillers.x: the teacher's head RetinaHead of a detector of one stage has no boxes",
+        ),
+        (
+            lambda: single_stage(tiny('faster_rcnn'), ld_full),
+            r"distillers.ld: the teacher's head RPNHead of a detector of two stages has no distr",
+        ),
+        (
+            lambda: single_stage(tiny_gfl(), ROI),
+            r"distillers.roi: the student's head GFLHead has no rois",
+        ),
+        (
+            lambda: distilled(tiny('faster_rcnn'), tiny('faster_rcnn'), ld_full),
+            r"distillers.ld: the student's head RPNHead predicts boxes without distributions",
+        ),
+        (lambda: distilled(tiny_gfl(), tiny_gfl()), r'found no rpn_head, no roi_head, bbox_head;'),
+        *(
+            (
+                lambda name=name: distilled(
+                    tiny('faster_rcnn'), tiny('faster_rcnn'), {name: ROI['roi']}
+                ),
+                rf"distillers.{name}: .* has a loss named 'loss_{name}' of its own",
+            )
+            for name in ('cls', 'bbox', 'rpn_cls', 'rpn_bbox')
+        ),
+    ],
+)
+def test_bad_configs(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=r'^model[.:].*' + message):
+        build(make())
