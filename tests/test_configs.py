@@ -295,6 +295,7 @@ VALIDATED = [
     ('ld/ld_r18-gfl-r101_fpn_1x_coco.py', ['coco/bbox_mAP', 'coco/bbox_mAP_50']),
     ('ld/ld_r18-gfl-r101_fpn_4e_voc0712.py', ['pascal_voc/mAP', 'pascal_voc/AP75']),
     ('bccd/ld_r18-gfl-r34_fpn_12e_bccd.py', ['pascal_voc/mAP', 'pascal_voc/AP75']),
+    ('defeat/defeat_r50-faster-rcnn-r101_fpn_1x_voc0712.py', ['pascal_voc/mAP', 'pascal_voc/AP50']),
 ]
 
 
