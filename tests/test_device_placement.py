@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
+from ld_plugin.dense.head_features import HeadFeatures
+from ld_plugin.dense.rois import RoISpec, RoIStage
 from ld_plugin.distillers import FeatureDistiller, build_distillers
 from ld_plugin.regions import Region
 from ld_plugin.registry import DISTILLERS, LOSSES, REGIONS
@@ -55,7 +57,33 @@ def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
         name: [on_cuda(level) for level in getattr(dense, name)]
         for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
     }
-    return replace(dense, priors=on_cuda(dense.priors), **maps)
+    features = maps['features']
+    spec = replace(
+        dense.spec,
+        extras=dense.spec.extras | {'head_features'},
+        tower_channels=(features[0].shape[1],) * 5,
+        rois=RoISpec(dense.spec.num_classes, num_stages=1, has_background=True),
+    )
+    return replace(
+        dense,
+        spec=spec,
+        priors=on_cuda(dense.priors),
+        head_features={3: HeadFeatures(features, features)},
+        rest_of_head=lambda layer, entered: (maps['class_maps'], maps['box_maps']),
+        **maps,
+    )
+
+
+def cuda_proposals() -> RoIStage:
+    boxes, logits, labels = torch.empty(7, 5), torch.empty(7, 4), torch.empty(7).long()
+    return RoIStage(
+        rois=on_cuda(boxes),
+        student=on_cuda(logits),
+        teacher=on_cuda(logits),
+        labels=on_cuda(labels),
+        label_weights=on_cuda(labels.float()),
+        loss_weight=0.5,
+    )
 
 
 def cuda_context(priors_per_cell: int) -> DistillationContext:
@@ -70,6 +98,7 @@ def cuda_context(priors_per_cell: int) -> DistillationContext:
         teacher=cuda_outputs(plain.teacher),
         assignment=Assignment(labels, label_weights, valid, assigned.num_classes, positive_gts),
         gt_bboxes=[on_cuda(boxes) for boxes in plain.gt_bboxes],
+        rois=[cuda_proposals()],
     )
 
 
