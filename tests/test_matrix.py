@@ -4,7 +4,7 @@ A family's detector is built once, and what it and its teacher say about a batch
 recipes. The batch has a second image, padded, on which there is nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,18 +13,24 @@ from typing import Any
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ld_plugin import ConfigError, recipes
-from ld_plugin.dense import DenseOutputs, DistillationContext, HeadSpec, get_reader
+from ld_plugin.dense import DistillationContext, HeadSpec, get_reader
+from ld_plugin.dense.rois import RoIReader
 from ld_plugin.detectors import FrozenTeacher
-from ld_plugin.distillers import RankDistiller, build_distillers
+from ld_plugin.distillers import (
+    DecoupledClassificationDistiller,
+    RankDistiller,
+    build_distillers,
+)
 from tests.dense.heads import build_head
-from tests.families import SINGLE_STAGE, tiny
-from tests.models import batch, build, tiny_distilled
+from tests.families import ALL_ROTATED, SINGLE_STAGE, TWO_STAGE, scope, tiny
+from tests.models import batch, build, rotate, tiny_distilled
 
 Recipe = Mapping[str, Mapping[str, Any]]
 
@@ -40,8 +46,10 @@ COMBINATIONS: dict[str, Recipe] = {
 #: what a distiller needs that not every head has
 NEEDS = dict(
     CrossHeadDistiller='head_features',
+    DecoupledRoIClassificationDistiller='rois',
     LocalizationDistiller='distributions',
     QualityDistiller='quality',
+    RoIClassificationDistiller='rois',
 )
 #: a trainable layer stands between the features, so they differ behind it if they were equal before
 WITH_A_LAYER = {'DecoupledFeatureDistiller'}
@@ -52,7 +60,16 @@ RECOMPUTED = {'CrossHeadDistiller'}
 WITH_DEVIATIONS = {'pkd', 'crosskd', 'bckd + pkd'}
 #: an untrained head of these predicts boxes without extent, whose overlap with themselves is 0
 WITHOUT_EXTENT = {'fcos_normalised', 'rtmdet'}
-LAYERS = dict(stacked_convs=3)  # the recipe for cross-head distillation asks for three
+#: one of every reader
+ROTATED = [
+    family
+    for family in ALL_ROTATED
+    if family
+    in (
+        *('rotated_retinanet', 'rotated_retinanet_csl', 'rotated_atss', 'rotated_fcos_psc'),
+        *('rotated_rtmdet', 'distribution_rotated_retinanet_kld', 'distribution_rotated_fcos'),
+    )
+]
 
 
 def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
@@ -60,7 +77,35 @@ def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
     return {NEEDS.get(cfg['type'], 'features') for cfg in recipe.values()} - spec.offers
 
 
-SPECS = {family: get_reader(build_head(family, **LAYERS)).spec for family in SINGLE_STAGE}
+def model_of(family: str) -> ConfigDict:
+    if family not in TWO_STAGE:
+        return tiny(family, stacked_convs=3)  # the recipe for cross-head distillation asks for it
+    model = tiny(family)
+    for key, value in walk(model.train_cfg):
+        if key == 'sampler':
+            value.num = 10**6  # all, for a random choice would differ from step to step
+    return model
+
+
+def walk(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value inside a config."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key, item
+            yield from walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from walk(item)
+
+
+def spec_of(family: str) -> HeadSpec:
+    if family not in TWO_STAGE:
+        return get_reader(build_head(family, stacked_convs=3)).spec
+    rois = RoIReader(MODELS.build(tiny(family).roi_head)).spec
+    return replace(get_reader(build_head(family)).spec, rois=rois)
+
+
+SPECS = {family: spec_of(family) for family in (*SINGLE_STAGE, *TWO_STAGE, *ROTATED)}
 PAIRS = [
     (family, name)
     for family, spec in SPECS.items()
@@ -93,12 +138,16 @@ def in_training() -> None:
 
 @cache
 def step_of(family: str) -> Step:
-    model = tiny(family, **LAYERS)
-    student = build(
-        tiny_distilled(dict(config=dict(model=model), checkpoint=None), recipes.fitnet, model)
-    )
+    model = model_of(family)
+    config = dict(model=model, default_scope='mmrotate' if family in ROTATED else 'mmdet')
+    distilled = tiny_distilled(dict(config=config, checkpoint=None), recipes.fitnet, model)
+    kind = 'TwoStage' if family in TWO_STAGE else 'SingleStage'
+    distilled.type = f'mmdet.Distilled{kind}Detector'
     data = batch(((128, 128), (96, 128)), objects=(3, 0))
-    teacher = build(model, seed=1)
+    if family in ROTATED:
+        rotate(data)
+    with scope(family):
+        student, teacher = build(distilled), build(model, seed=1)
     for detector in (student, teacher):
         learn_statistics(detector, data)
     student.teacher = frozen(teacher)
@@ -142,10 +191,9 @@ def twin_of(family: str) -> DistillationContext:
     return observe(student, step_of(family).data)
 
 
-def build_recipe(name: str, context: DistillationContext) -> nn.ModuleDict:
+def build_recipe(family: str, name: str) -> nn.ModuleDict:
     torch.manual_seed(0)
-    recipe = (RECIPES | COMBINATIONS)[name]
-    return build_distillers(recipe, context.student.spec, context.teacher.spec)
+    return build_distillers((RECIPES | COMBINATIONS)[name], SPECS[family], SPECS[family])
 
 
 def gradients(loss: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
@@ -156,10 +204,16 @@ def gradients(loss: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
     )
 
 
-def nothing_to_rank(distiller: nn.Module, context: DistillationContext) -> bool:
-    """Dynamic assigners give each object a single prior while predictions are bad."""
-    lone = all(len(gts) == len(gts.unique()) for gts in context.assignment.positive_gts)
-    return isinstance(distiller, RankDistiller) and lone
+def has_nothing_to_learn(distiller: nn.Module, context: DistillationContext) -> bool:
+    """Where the loss is 0 by its definition.
+
+    Dynamic assigners give each object a single prior while predictions are bad, and the softmax
+    over the single class of a region proposal network is always 1.
+    """
+    if isinstance(distiller, RankDistiller):
+        return all(len(gts) == len(gts.unique()) for gts in context.assignment.positive_gts)
+    only_class = context.student.spec.num_classes == 1
+    return only_class and isinstance(distiller, DecoupledClassificationDistiller)
 
 
 @every_pair
@@ -168,11 +222,11 @@ def test_learns(family: str, name: str) -> None:
     """Losses are finite, and their gradients reach the student and never the teacher."""
     step = step_of(family)
     weights = [p for p in step.student.parameters() if p.requires_grad]
-    for distiller in build_recipe(name, step.context).values():
+    for distiller in build_recipe(family, name).values():
         loss = distiller(step.context)
         assert loss.shape == ()
         assert loss.isfinite()
-        if nothing_to_rank(distiller, step.context):
+        if has_nothing_to_learn(distiller, step.context):
             continue
         assert loss > 0
         found = gradients(loss, [*weights, *distiller.parameters()])
@@ -186,8 +240,8 @@ def test_learns(family: str, name: str) -> None:
 @every_pair
 def test_an_equal_teacher_teaches_nothing(family: str, name: str) -> None:
     step, twin = step_of(family), twin_of(family)
-    exact = replace(twin, teacher=outputs_as_teacher(twin.student))
-    for distiller in build_recipe(name, twin).values():
+    exact = taught_by_itself(twin)
+    for distiller in build_recipe(family, name).values():
         kind = type(distiller).__name__
         if kind in WITH_A_LAYER or (kind in RECOMPUTED and family in WITHOUT_EXTENT):
             continue
@@ -195,23 +249,22 @@ def test_an_equal_teacher_teaches_nothing(family: str, name: str) -> None:
         if kind not in RECOMPUTED:
             loss = distiller(exact)
             assert loss.abs() <= 1e-6
-            assert all(g.abs().max() <= 1e-6 for g in gradients(loss, maps(twin.student)))
+            assert all(g.abs().max() <= 1e-6 for g in gradients(loss, predictions(twin)))
 
 
-def maps(outputs: DenseOutputs) -> list[Tensor]:
+def predictions(context: DistillationContext) -> list[Tensor]:
+    student = context.student
+    maps = [student.class_maps, student.box_maps, student.features, student.quality_maps]
+    return [*(level for levels in maps for level in levels), *(r.student for r in context.rois)]
+
+
+def taught_by_itself(context: DistillationContext) -> DistillationContext:
+    """A teacher that says to the last bit what the student says."""
+    student = context.student
     names = 'class_maps', 'box_maps', 'features', 'quality_maps'
-    return [level for name in names for level in getattr(outputs, name) if level.requires_grad]
-
-
-def outputs_as_teacher(student: DenseOutputs) -> DenseOutputs:
-    """To the last bit what the student said, without gradient."""
-    return replace(
-        student,
-        class_maps=[level.detach() for level in student.class_maps],
-        box_maps=[level.detach() for level in student.box_maps],
-        features=[level.detach() for level in student.features],
-        quality_maps=[level.detach() for level in student.quality_maps],
-    )
+    said = {name: [level.detach() for level in getattr(student, name)] for name in names}
+    rois = [replace(stage, teacher=stage.student.detach()) for stage in context.rois]
+    return replace(context, teacher=replace(student, **said), rois=rois)
 
 
 @cache
@@ -226,7 +279,7 @@ def test_the_same_images_give_the_same_loss(family: str, name: str) -> None:
     """Repeated, or where that cannot hold in another order."""
     context = step_of(family).context
     images = (1, 0) if name in WITH_DEVIATIONS else (0, 1, 0, 1)
-    for distiller in build_recipe(name, context).values():
+    for distiller in build_recipe(family, name).values():
         found = distiller(again(family, images))
         torch.testing.assert_close(found, distiller(context), rtol=1e-3, atol=1e-6)
 
@@ -241,11 +294,12 @@ def test_all_recipes_at_once_train(family: str) -> None:
             f'{name}_{key}': distiller
             for name in RECIPES
             if (family, name) in PAIRS
-            for key, distiller in build_recipe(name, step.context).items()
+            for key, distiller in build_recipe(family, name).items()
         }
     )
     alone = {f'loss_{key}': d(step.context).item() for key, d in student.distillers.items()}
-    stock = MODELS.build(tiny(family, **LAYERS))
+    with scope(family):
+        stock = MODELS.build(model_of(family))
     ours = {key for key in student.state_dict() if not key.startswith('distillers.')}
     assert ours == set(stock.state_dict())
 
@@ -258,7 +312,8 @@ def test_all_recipes_at_once_train(family: str) -> None:
     for key, value in alone.items():
         assert found[key].item() == pytest.approx(value, rel=1e-3), key
     after = student.state_dict()
-    for part in ('backbone', 'neck', 'bbox_head'):
+    heads = ['rpn_head', 'roi_head'] if family in TWO_STAGE else ['bbox_head']
+    for part in ('backbone', 'neck', *heads):
         assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part))
     for key, value in step.teacher.state_dict().items():
         assert torch.equal(value, teacher_before[key])
