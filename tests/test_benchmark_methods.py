@@ -1,0 +1,41 @@
+"""The measurement of methods: every family's teacher and students are models that can be built."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+
+from ld_plugin import recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import benchmark_methods as benchmark  # noqa: E402
+
+
+def run(family: str, method: str, checkpoint: Path | None = None) -> benchmark.Run:
+    return benchmark.Run(family, 0, 'data', Path('runs'), checkpoint, 1, False, method)
+
+
+@pytest.mark.parametrize('family', benchmark.FAMILIES)
+def test_models_build(family: str, tmp_path: Path) -> None:
+    cfg = run(family, 'teacher').read_config()
+    assert cfg.train_cfg.max_epochs == benchmark.TEACHER_EPOCHS
+    teacher = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    stock = MODELS.build(run(family, 'alone').read_config().model)
+    method = benchmark.FAMILIES[family].methods[0]
+    cfg = run(family, method, tmp_path / 'teacher.pth').read_config()
+    assert cfg.train_cfg.max_epochs == benchmark.STUDENT_EPOCHS
+    student = MODELS.build(cfg.model)
+    assert list(student.distillers) == list(getattr(recipes, method))
+    own = [key for key in student.state_dict() if not key.startswith('distillers.')]
+    assert own == list(stock.state_dict())
+    assert sum(p.numel() for p in stock.parameters()) < sum(p.numel() for p in teacher.parameters())
+
+
+def test_every_method_is_a_recipe() -> None:
+    for family in benchmark.FAMILIES.values():
+        assert all(isinstance(getattr(recipes, name), dict) for name in family.methods)
