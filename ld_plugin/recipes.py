@@ -149,7 +149,7 @@ bckd = dict(
     bckd_box=dict(
         type='BoxDistiller',
         region=dict(type='EverywhereRegion'),
-        loss=dict(type='GIoULoss', loss_weight=4),
+        loss=dict(type='BoxLoss', loss_weight=4),  # GIoU, if the boxes are not rotated
     ),
 )
 """Binary classification and IoU-based localization distillation (Yang et al., ICCV 2023)."""

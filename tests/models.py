@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
+from ld_plugin.dense.boxes import upright
 from ld_plugin.recipes import ld_full
 
 GFL = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
@@ -118,6 +119,17 @@ def batch(
         )
         samples.append(sample)
     return dict(inputs=images, data_samples=samples)
+
+
+def rotate(data: Mapping[str, list], seed: int = 0) -> None:
+    """Turn the ground truth of a batch by any angles, and give it MMRotate's type."""
+    from mmrotate.structures import RotatedBoxes  # an optional package
+
+    generator = torch.Generator().manual_seed(seed)
+    for sample in data['data_samples']:
+        boxes = upright(sample.gt_instances.bboxes)
+        boxes[:, 4] = torch.rand(len(boxes), generator=generator) * 3 - 1.5
+        sample.gt_instances.bboxes = RotatedBoxes(boxes)
 
 
 def losses(model: nn.Module, data: Mapping[str, list]) -> dict[str, Any]:

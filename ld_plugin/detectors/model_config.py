@@ -47,7 +47,9 @@ def student_model(config: Config) -> ConfigDict:
     if 'distillers' in model:
         model.pop('distillers')
         model.pop('teacher')
-        model['type'] = 'TwoStageDetector' if 'roi_head' in model else 'SingleStageDetector'
+        # by their full name, for the config's default scope may be MMRotate's
+        kind = 'TwoStageDetector' if 'roi_head' in model else 'SingleStageDetector'
+        model['type'] = f'mmdet.{kind}'
     return model
 
 

@@ -14,6 +14,9 @@ from ..regions import Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
 
+#: by E
+_KINDS = {4: 'horizontal', 5: 'rotated'}
+
 
 class Distiller(nn.Module, ABC):
     """Compares one quantity of student and teacher over a region.
@@ -89,6 +92,13 @@ class Distiller(nn.Module, ABC):
             return
         check_equal(
             key,
+            'kinds of boxes',
+            _KINDS[student.box_dim],
+            _KINDS[teacher.box_dim],
+            'Of a teacher of the other kind, features alone (FeatureDistiller) can be distilled.',
+        )
+        check_equal(
+            key,
             'priors per cell (num_base_priors)',
             student.num_base_priors,
             teacher.num_base_priors,
@@ -102,6 +112,14 @@ class Distiller(nn.Module, ABC):
             "Choose a teacher that was trained on the student's classes; features alone "
             '(FeatureDistiller) can be distilled from any.',
         )
+        if reads & {'boxes', 'distributions'}:
+            check_equal(
+                key,
+                'angle versions (bbox_head.bbox_coder.angle_version)',
+                student.angle_version,
+                teacher.angle_version,
+                "Set angle_version to the teacher's wherever the student's config has it.",
+            )
         if 'distributions' in reads:
             check_equal(
                 key,
@@ -109,6 +127,13 @@ class Distiller(nn.Module, ABC):
                 student.num_bins,
                 teacher.num_bins,
                 "Set model.bbox_head.reg_max to the teacher's.",
+            )
+            check_equal(
+                key,
+                'first and last bins (bbox_head.delta_range, bbox_head.angle_range)',
+                student.bin_ranges,
+                teacher.bin_ranges,
+                "Set model.bbox_head's ranges to the teacher's.",
             )
 
 

@@ -3,15 +3,26 @@
 from typing import ClassVar
 
 import torch
+from mmdet.models.losses import (
+    BoundedIoULoss,
+    CIoULoss,
+    DIoULoss,
+    EIoULoss,
+    GIoULoss,
+    IoULoss,
+)
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..dense import DistillationContext
+from ..dense import DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
+from ..errors import ConfigError
 from ..losses import eager_gradient
 from ..regions.geometry import general_instance_scores
 from ..registry import DISTILLERS
 from .base import Distiller
+
+OF_HORIZONTAL_BOXES = (BoundedIoULoss, CIoULoss, DIoULoss, EIoULoss, GIoULoss, IoULoss)
 
 
 @DISTILLERS.register_module()
@@ -25,20 +36,28 @@ class BoxDistiller(Distiller):
     carries no gradient. Boxes are compared decoded, so the head needs no distributions.
 
     ``dict(type='BoxDistiller', region=dict(type='EverywhereRegion'),
-    loss=dict(type='GIoULoss', loss_weight=4))``
+    loss=dict(type='BoxLoss', loss_weight=4))``
 
     Args:
         region: Where; default everywhere.
         loss: A regression loss for boxes out of MMDetection's ``MODELS`` (or ``'mmrotate.GDLoss'``
-            and the like for rotated boxes); default GIoU, weight 4.
+            and the like for rotated boxes); default GIoU, or its counterpart for rotated boxes,
+            weight 4.
         schedule: A factor over training.
+
+    Raises:
+        ConfigError: The boxes are rotated, and the loss is one of horizontal boxes.
     """
 
     reads = frozenset({'class_logits', 'boxes'})
     loss_registry = MODELS
     defaults: ClassVar = dict(
-        region=dict(type='EverywhereRegion'), loss=dict(type='GIoULoss', loss_weight=4.0)
+        region=dict(type='EverywhereRegion'), loss=dict(type='BoxLoss', loss_weight=4.0)
     )
+
+    def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
+        super().prepare(student, teacher, key)
+        check_box_loss(self.loss, student, f'{key}.loss')
 
     def distill(self, context: DistillationContext) -> Tensor:
         if self.region.whole_levels:
@@ -75,6 +94,20 @@ class BoxDistiller(Distiller):
     @staticmethod
     def _levels(context: DistillationContext) -> int:
         return len(context.student.box_maps)
+
+
+def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
+    """Refuse a loss of horizontal boxes between rotated ones.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if student.box_dim == 5 and isinstance(loss, OF_HORIZONTAL_BOXES):
+        raise ConfigError(
+            f'{key}: found {type(loss).__name__}, which compares horizontal boxes, but '
+            f"{student.name} predicts rotated ones. Expected dict(type='BoxLoss'), or a loss of "
+            "MMRotate's such as dict(type='mmrotate.GDLoss', loss_type='kld')."
+        )
 
 
 def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

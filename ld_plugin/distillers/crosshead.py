@@ -17,7 +17,7 @@ from ..losses.functional import at_least_float32
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, check_equal
-from .box import weighted_box_loss
+from .box import check_box_loss, weighted_box_loss
 from .classification import ClassificationDistiller
 from .schedules import Schedule
 
@@ -25,8 +25,8 @@ from .schedules import Schedule
 DISTRIBUTION_LOSS = dict(
     type='DistributionKLLoss', temperature=1.0, loss_weight=4.0, class_reduction='sum'
 )
-#: compares decoded boxes otherwise
-BOX_LOSS = dict(type='GIoULoss', loss_weight=1.0)
+#: compares decoded boxes otherwise, by GIoU where they are horizontal
+BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
 
 
 @DISTILLERS.register_module()
@@ -104,6 +104,7 @@ class CrossHeadDistiller(Distiller):
         else:
             cfg, registry = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES
         self.box_loss = build(registry, cfg, f'{key}.box_loss')
+        check_box_loss(self.box_loss, student, f'{key}.box_loss')
 
     def distill(self, context: DistillationContext) -> Tensor:
         teacher = context.teacher

@@ -5,10 +5,10 @@ from itertools import accumulate
 from typing import ClassVar
 
 import torch
-from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from ..dense import DenseOutputs, DistillationContext, HeadSpec
+from ..dense import DenseOutputs, DistillationContext
+from ..dense.boxes import overlaps
 from ..dense.positions import mean_counts
 from ..errors import ConfigError
 from ..losses import RankKLLoss
@@ -37,7 +37,7 @@ class RankDistiller(Distiller):
             box with the ground truth.
 
     Raises:
-        ConfigError: ``on`` is none of them, or ``'iou'`` with rotated boxes.
+        ConfigError: ``on`` is none of them.
     """
 
     reads_of_student = frozenset({'matched_gts'})
@@ -54,14 +54,6 @@ class RankDistiller(Distiller):
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({'boxes' if self.on == 'iou' else 'class_logits'})
-
-    def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
-        super().prepare(student, teacher, key)
-        if self.on == 'iou' and student.box_dim != 4:
-            raise ConfigError(
-                f"{key}.on: found 'iou' with boxes of {student.box_dim} parameters, expected "
-                "horizontal boxes; set on='score'."
-            )
 
     def distill(self, context: DistillationContext) -> Tensor:
         group, num_gts = _gt_of_positives(context)
@@ -95,10 +87,8 @@ def _scores(dense: DenseOutputs, context: DistillationContext, group: Tensor) ->
 
 
 def _overlaps(dense: DenseOutputs, context: DistillationContext, group: Tensor) -> Tensor:
-    boxes = dense.boxes(context.positives)
-    if len(boxes) == 0:
-        return boxes.sum(1)  # the stock overlap of no boxes has no gradient
-    return bbox_overlaps(boxes, torch.cat(list(context.gt_bboxes))[group], is_aligned=True)
+    gt_bboxes = torch.cat(list(context.gt_bboxes))
+    return overlaps(dense.boxes(context.positives), gt_bboxes[group])
 
 
 _RANKED: dict[str, Callable[[DenseOutputs, DistillationContext, Tensor], Tensor]] = {

@@ -2,6 +2,7 @@
 
 from .base import DistillationLoss, WeightedLoss
 from .binary import BinaryKDLoss
+from .box import BoxLoss
 from .decoupled import DecoupledLoss
 from .distribution import DistributionKLLoss
 from .eager_gradient import eager_gradient
@@ -18,6 +19,7 @@ from .rank import RankKLLoss
 
 __all__ = [
     'BinaryKDLoss',
+    'BoxLoss',
     'DecoupledLoss',
     'DistillationLoss',
     'DistributionKLLoss',

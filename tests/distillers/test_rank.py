@@ -100,11 +100,5 @@ def test_what_it_needs() -> None:
         build_distillers(dict(x=dict(type='RankDistiller')), blind, step.teacher.spec)
     # a teacher's assignment is not asked for
     build_distillers(dict(x=dict(type='RankDistiller')), step.student.spec, blind)
-    rotated = [replace(dense.spec, box_dim=5) for dense in (step.student, step.teacher)]
-    build_distillers(dict(x=dict(type='RankDistiller')), *rotated)
-    with pytest.raises(
-        ConfigError, match=r"^model\.distillers\.x\.on: found 'iou' with boxes of 5"
-    ):
-        build_distillers(dict(x=dict(type='RankDistiller', on='iou')), *rotated)
     with pytest.raises(ConfigError, match=r"^model\.distillers\.x\.on: found 'rank', expected one"):
         make(step, on='rank')
