@@ -12,6 +12,8 @@ from ..errors import ConfigError
 
 _KEY = 'model.teacher.config'
 _OWN_PACKAGE = 'ld_plugin'
+#: what to install for a package that this one can do without
+_EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Config:
@@ -104,7 +106,8 @@ def _check_installed(name: str) -> None:
     """Stop where the package of ``'package::...'`` is missing: mmengine would pip-install it."""
     package = name.split('::', 1)[0]
     if not package.isidentifier() or not is_installed(package):
+        how = f' ({_EXTRAS[package]})' if package in _EXTRAS else ''
         raise ConfigError(
-            f'{_KEY}: found {name!r}, but no package {package!r} is installed. Install it, correct '
-            "the name (the part before '::'), or give a path."
+            f'{_KEY}: found {name!r}, but no package {package!r} is installed. Install it{how}, '
+            "correct the name (the part before '::'), or give a path."
         )

@@ -8,6 +8,7 @@ from mmengine import ConfigDict
 from torch import nn
 
 from ld_plugin import ConfigError, recipes
+from ld_plugin.detectors import model_config
 from tests.families import scope, tiny
 from tests.models import batch, build, losses, rotate, tiny_distilled
 
@@ -125,6 +126,13 @@ def test_a_horizontal_teacher_has_only_features() -> None:
         build(model)
     model.distillers = recipes.pkd
     build_rotated(model)
+
+
+def test_mmrotate_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_config, 'is_installed', lambda name: name != 'mmrotate')
+    name = 'mmrotate::rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py'
+    with pytest.raises(ConfigError, match=r"Install it \(pip install 'mmdet-ld-plugin\[rotated\]"):
+        model_config.read_config(name)
 
 
 def test_bins_lie_elsewhere() -> None:
