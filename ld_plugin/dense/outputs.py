@@ -51,6 +51,7 @@ class HeadSpec:
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
+        has_boxes: Whether boxes can be decoded with a gradient.
     """
 
     name: str
@@ -66,6 +67,7 @@ class HeadSpec:
     only_features: bool = False
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
+    has_boxes: bool = True
 
     @property
     def offers(self) -> frozenset[str]:
@@ -74,7 +76,8 @@ class HeadSpec:
             return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
         rois = {'rois'} if self.rois is not None else set()
-        return self.extras | {'class_logits', 'boxes', 'features'} | distributions | rois
+        boxes = {'boxes'} if self.has_boxes else set()
+        return self.extras | {'class_logits', 'features'} | boxes | distributions | rois
 
 
 @dataclass(frozen=True)

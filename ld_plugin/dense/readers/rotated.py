@@ -4,6 +4,7 @@ Rotated RetinaNet and rotated ATSS need no reader of their own: their coders dec
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..boxes import upright, without_angle
 from ..context import Assignment
+from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
 from .anchor import AnchorReader
 from .base import register_reader
@@ -51,10 +53,14 @@ class AngleBranchRetinaReader(AnchorReader):
 class OrientedRPNReader(AnchorReader):
     """Reads ``OrientedRPNHead``: six offsets, of upright anchors.
 
-    Its coder has no gradient, so its boxes have none: they are there for regions to look at.
+    Its coder has no gradient, so there are no boxes to distil.
     """
 
     box_dim = 5
+
+    @property
+    def spec(self) -> HeadSpec:
+        return replace(super().spec, has_boxes=False)
 
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
         return upright(super().priors(sizes, device))
