@@ -24,7 +24,6 @@ from ld_plugin.dense import DistillationContext, HeadSpec, get_reader
 from ld_plugin.dense.rois import RoIReader
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import (
-    DecoupledClassificationDistiller,
     RankDistiller,
     build_distillers,
 )
@@ -74,7 +73,11 @@ ROTATED = [
 
 def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
     """What a recipe needs and a head does not have."""
-    return {NEEDS.get(cfg['type'], 'features') for cfg in recipe.values()} - spec.offers
+    types = {cfg['type'] for cfg in recipe.values()}
+    missing = {NEEDS.get(name, 'features') for name in types} - spec.offers
+    if spec.num_classes == 1 and 'DecoupledClassificationDistiller' in types:
+        missing.add('several classes')  # its distributions are over the classes
+    return missing
 
 
 def model_of(family: str) -> ConfigDict:
@@ -207,13 +210,11 @@ def gradients(loss: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
 def has_nothing_to_learn(distiller: nn.Module, context: DistillationContext) -> bool:
     """Where the loss is 0 by its definition.
 
-    Dynamic assigners give each object a single prior while predictions are bad, and the softmax
-    over the single class of a region proposal network is always 1.
+    Dynamic assigners give each object a single prior while predictions are bad.
     """
-    if isinstance(distiller, RankDistiller):
-        return all(len(gts) == len(gts.unique()) for gts in context.assignment.positive_gts)
-    only_class = context.student.spec.num_classes == 1
-    return only_class and isinstance(distiller, DecoupledClassificationDistiller)
+    return isinstance(distiller, RankDistiller) and all(
+        len(gts) == len(gts.unique()) for gts in context.assignment.positive_gts
+    )
 
 
 @every_pair
@@ -322,7 +323,7 @@ def test_all_recipes_at_once_train(family: str) -> None:
 @pytest.mark.parametrize(('family', 'name'), REFUSED)
 def test_a_head_that_lacks_something_is_refused(family: str, name: str) -> None:
     spec = SPECS[family]
-    with pytest.raises(ConfigError, match=rf'^model\.distillers\.\w+: .*{spec.name}'):
+    with pytest.raises(ConfigError, match=rf'^model\.distillers\.[\w.]+: .*{spec.name}'):
         build_distillers(RECIPES[name], spec, spec)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
 from ..errors import ConfigError
+from ..losses import DistributionKLLoss
 from ..regions import Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
@@ -112,6 +113,8 @@ class Distiller(nn.Module, ABC):
             "Choose a teacher that was trained on the student's classes; features alone "
             '(FeatureDistiller) can be distilled from any.',
         )
+        if 'class_logits' in self.reads:
+            _check_several_classes(key, student, self.loss)
         if reads & {'boxes', 'distributions'}:
             check_equal(
                 key,
@@ -137,17 +140,28 @@ class Distiller(nn.Module, ABC):
             )
 
 
+def _check_several_classes(key: str, spec: HeadSpec, loss: nn.Module) -> None:
+    """A softmax over one class is 1 whatever its logit, and a loss on it always 0."""
+    if spec.num_classes == 1 and any(isinstance(m, DistributionKLLoss) for m in loss.modules()):
+        raise ConfigError(
+            f'{key}.loss: found DistributionKLLoss over the one class of {spec.name}, expected a '
+            "loss of the class's own score. Set loss=dict(type='BinaryKDLoss'), or leave this "
+            f'distiller out ({key}=None).'
+        )
+
+
 def build_distillers(
     cfg: Mapping[str, Mapping[str, Any]], student: HeadSpec, teacher: HeadSpec
 ) -> nn.ModuleDict:
     """Build ``model.distillers``; the keys name the losses.
 
-    Equal region configs give one object, so that a region is computed once per batch.
+    A config that inherits distillers takes one of them out with None in its place. Equal region
+    configs give one object, so that a region is computed once per batch.
 
     Raises:
         ConfigError: An unknown name, a bad value, or heads that do not fit.
     """
-    if not isinstance(cfg, Mapping) or not cfg:
+    if not isinstance(cfg, Mapping) or all(distiller is None for distiller in cfg.values()):
         raise ConfigError(
             f'model.distillers: found {cfg!r}, expected a dict with at least one distiller, for '
             'example ld_plugin.recipes.ld_full.'
@@ -155,6 +169,8 @@ def build_distillers(
     regions: list[tuple[Mapping, Region]] = []
     distillers = nn.ModuleDict()
     for name, distiller_cfg in cfg.items():
+        if distiller_cfg is None:
+            continue
         key = f'model.distillers.{name}'
         if not str(name).isidentifier() or hasattr(distillers, name):
             raise ConfigError(

@@ -414,6 +414,17 @@ def test_other_priors_per_cell() -> None:
     assert 'anchor_generator' in found
 
 
+def test_softmax_over_one_class() -> None:
+    one = dict(student=tiny_gfl(num_classes=1), teacher=dict(config=dict(model=tiny_gfl(1))))
+    one['teacher']['checkpoint'] = None
+    found = message(lambda: build(tiny_distilled(**one)))
+    assert found.startswith(
+        'model.distillers.kd.loss: found DistributionKLLoss over the one class of GFLHead, expected'
+    )
+    model = build(tiny_distilled(**one, distillers=dict(ld_full, kd=None)))
+    assert list(model.distillers) == ['ld', 'ld_vlr']
+
+
 def test_other_number_of_bins() -> None:
     assert with_teacher(tiny_gfl(reg_max=8)) == (
         f'{AT}: bins per box side (bbox_head.reg_max + 1) differ: student 17, teacher 9, expected '
