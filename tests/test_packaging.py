@@ -125,11 +125,22 @@ def installed(
         run(sys.executable, '-m', 'venv', '--without-pip', venv, cwd=source)
         python = venv / 'bin' / 'python'
         (site_packages,) = venv.glob('lib/python*/site-packages')
-        (site_packages / 'shared.pth').write_text(sysconfig.get_path('purelib'))
+        (site_packages / 'shared.pth').write_text(shared_packages())
         options = ('--no-deps', '--no-build-isolation', '--no-index', '--ignore-installed')
         pip('install', *options, *what, cwd=source, python=python)
         interpreters[kind] = python
     return interpreters
+
+
+def shared_packages() -> str:
+    """A .pth file: the packages of this environment, and setuptools' stand-in for distutils.
+
+    Python 3.12 has no distutils any more, mmengine imports it, and .pth files of a folder that is
+    only on the path are not read.
+    """
+    folder = Path(sysconfig.get_path('purelib'))
+    stand_in = folder / 'distutils-precedence.pth'
+    return f'{folder}\n{stand_in.read_text() if stand_in.is_file() else ""}'
 
 
 @pytest.fixture
