@@ -2,7 +2,7 @@
 
 oneDNN, which computes PyTorch's convolutions on a processor, reads weights in blocks. An ordinary
 convolution holds them plainly and reorders all of them on every call, which on small images takes
-a tenth of a teacher's forward pass.
+some percent of a teacher's forward pass.
 """
 
 from typing import Any
