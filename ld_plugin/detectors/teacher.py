@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..dense import ClassMatch, DenseOutputs, HeadRecorder, HeadSpec, get_reader
 from ..dense.head_features import HeadFeatures
-from ..dense.matching import rescaled, rescaled_spec
+from ..dense.matching import box_scale, rescaled, rescaled_spec
 from ..dense.rois import RoIReader
 from ..errors import ConfigError, NonFiniteTeacherError
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
 from .model_config import published_checkpoint, read_config, student_model
-from .packed_convolution import PackedConv2d
+from .packed_convolution import PackedConv2d, fuse_activations
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -291,13 +291,13 @@ class FrozenTeacher:
         Args:
             outputs: What it said about the same batch.
             stage: Of its RoI head, counted from 0.
-            rois: (R, 5), index of the image, and box in pixels of the student's images.
+            rois: (R, 1 + E), index of the image, and box in pixels of the student's images.
         """
-        rois = rois.float()
-        scale = rois.new_tensor([1.0] + [self.image_scale] * 4)
+        index, boxes = rois.float().tensor_split([1], dim=1)
+        rois = torch.cat([index, boxes * box_scale(boxes, self.image_scale)], dim=1)
         features = [level.float() for level in outputs.neck]  # pooling knows no other precision
         with self._precision():
-            return self._roi_reader.classify(stage, features, rois * scale)
+            return self._roi_reader.classify(stage, features, rois)
 
     @property
     def _is_low_precision(self) -> bool:
@@ -338,15 +338,18 @@ def _checked_keys(cfg: Any) -> Mapping[str, Any]:
 def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     model.eval()
     # not in the head: some heads share one convolution between several norm layers
-    for part in ('backbone', 'neck'):
-        if getattr(model, part, None) is not None:
-            setattr(model, part, fuse_conv_bn(getattr(model, part)))
+    names = [part for part in ('backbone', 'neck') if getattr(model, part, None) is not None]
+    for name in names:
+        setattr(model, name, fuse_conv_bn(getattr(model, name)))
     operators = [m for m in model.modules() if type(m).__module__.startswith('mmcv.ops.')]
     inside = {id(part) for operator in operators for part in operator.modules()}
     for module in model.modules():
         if type(module) is nn.Conv2d and id(module) not in inside:
             module.to(dtype=dtype, memory_format=torch.channels_last)
             PackedConv2d.convert(module)
+    # not in the head either: the activations' inputs are what some methods compare
+    for name in names:
+        fuse_activations(getattr(model, name))
     for operator in operators:
         _feed_plainly(operator, 'forward')
     return model.requires_grad_(False)

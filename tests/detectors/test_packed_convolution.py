@@ -1,19 +1,26 @@
-"""Packed convolutions: the same numbers, without the plain weights."""
+"""Packed convolutions: the same numbers, without the plain weights and in fewer passes."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ld_plugin.detectors.packed_convolution import PackedConv2d
+from ld_plugin.detectors.packed_convolution import PackedConv2d, fuse_activations
 
 GEOMETRIES = [
     dict(in_channels=3, out_channels=8, kernel_size=7, stride=2, padding=3, bias=False),
     dict(in_channels=8, out_channels=8, kernel_size=3, padding=2, dilation=2, groups=4),
     dict(in_channels=8, out_channels=5, kernel_size=1),
 ]
+
+TOLERANCE = {  # of a sum that is rounded once instead of twice
+    torch.float32: dict(rtol=1e-5, atol=1e-6),
+    torch.bfloat16: dict(rtol=0.02, atol=0.01),
+}
 
 
 def convolutions(geometry: dict, dtype: torch.dtype = torch.float32) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -106,3 +113,92 @@ def test_what_has_no_packed_kernel_stays_as_it_is() -> None:
     ):
         PackedConv2d.convert(conv)
         assert type(conv) is nn.Conv2d
+
+
+# --- with what follows them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_relu_and_shortcut_in_the_same_pass(dtype: torch.dtype) -> None:
+    plain, packed = convolutions(GEOMETRIES[2], dtype)
+    x = image(8, dtype)
+    shortcut = torch.randn_like(plain(x))
+    for _ in range(3):
+        torch.testing.assert_close(packed.relu(x), plain(x).relu())
+        for other in (shortcut.clone(), shortcut.contiguous()):  # of either memory format
+            torch.testing.assert_close(
+                packed.add_relu(x, other), (plain(x) + shortcut).relu(), **TOLERANCE[dtype]
+            )
+
+
+def test_relu_and_shortcut_have_a_gradient() -> None:
+    plain, packed = convolutions(GEOMETRIES[2])
+    x = image(8).requires_grad_()
+    shortcut = torch.randn_like(plain(x))
+    found = packed.relu(x).sum() + packed.add_relu(x, shortcut).sum()
+    expected = plain(x).relu().sum() + (plain(x) + shortcut).relu().sum()
+    torch.testing.assert_close(*(torch.autograd.grad(total, x)[0] for total in (found, expected)))
+
+
+def for_inference(module: nn.Module) -> nn.Module:
+    """With norm layers folded away and packed convolutions, as in a teacher."""
+    module = fuse_conv_bn(copy.deepcopy(module).eval()).requires_grad_(False)
+    for conv in [m for m in module.modules() if type(m) is nn.Conv2d]:
+        PackedConv2d.convert(conv)
+    fuse_activations(module)
+    return module
+
+
+def blocks() -> list[nn.Module]:
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    return [
+        BasicBlock(8, 8),
+        BasicBlock(8, 16, downsample=shortcut),
+        Bottleneck(8, 2),
+        Bottleneck(8, 4, downsample=shortcut, style='caffe'),
+        ConvModule(8, 16, 3, padding=1, norm_cfg=dict(type='BN')),
+    ]
+
+
+def called(module: nn.Module) -> list[str]:
+    """Names of the types of the modules in it that run."""
+    names = []
+    for part in module.modules():
+        part.register_forward_hook(lambda m, args, out: names.append(type(m).__name__))
+    module(image(8))
+    return names
+
+
+@pytest.mark.parametrize('number', range(5))
+def test_fused_blocks_equal_the_stock_ones(number: int) -> None:
+    torch.manual_seed(0)
+    block = blocks()[number].eval()
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    fused = for_inference(block)
+    for _ in range(2):
+        torch.testing.assert_close(fused(image(8)), block(image(8)), rtol=1e-4, atol=1e-5)
+    assert 'ReLU' in called(block)
+    assert 'ReLU' not in called(fused)
+
+
+@pytest.mark.parametrize(
+    'block',
+    [
+        Bottleneck(
+            8, 2, plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.5), position='after_conv3')]
+        ),
+        ConvModule(8, 16, 3, norm_cfg=dict(type='GN', num_groups=4)),
+        ConvModule(8, 16, 3, act_cfg=dict(type='SiLU')),
+        ConvModule(8, 16, 3, padding=1, padding_mode='reflect'),
+        ConvModule(8, 8, 3, order=('act', 'conv', 'norm')),
+    ],
+    ids=['plugins', 'group norm', 'SiLU', 'reflection', 'pre-activation'],
+)
+def test_what_cannot_be_fused_stays_as_it_is(block: nn.Module) -> None:
+    block = block.eval()
+    fused = for_inference(block)
+    torch.testing.assert_close(fused(image(8)), block(image(8)), rtol=1e-4, atol=1e-5)
+    assert called(fused)[-1] == type(block).__name__
+    assert len(called(fused)) > 2
