@@ -39,3 +39,24 @@ def test_models_build(family: str, tmp_path: Path) -> None:
 def test_every_method_is_a_recipe() -> None:
     for family in benchmark.FAMILIES.values():
         assert all(isinstance(getattr(recipes, name), dict) for name in family.methods)
+
+
+def test_recipes_together_and_other_weights() -> None:
+    distillers = benchmark.distillers_of('ld_full+pkd:0.5')
+    assert list(distillers) == [*recipes.ld_full, *recipes.pkd]
+    assert distillers.pkd.schedule == dict(type='ConstantSchedule', value=0.5)
+    assert distillers.ld == recipes.ld_full['ld']
+    assert 'schedule' not in recipes.pkd['pkd']
+
+
+@pytest.mark.parametrize(
+    ('method', 'message'),
+    [
+        ('nothing', "found 'nothing', expected the name of a recipe"),
+        ('pkd:much', "could not convert string to float: 'much'"),
+        ('ld_main+ld_full', r"ld_main\+ld_full: more than one recipe has \['ld'\]"),
+    ],
+)
+def test_wrong_method(method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark.distillers_of(method)

@@ -2,6 +2,10 @@
 
     python tools/benchmark_methods.py data/bccd --jobs 2
 
+    python tools/benchmark_methods.py data/bccd --families GFL --methods bckd:0.25 ld_full+pkd
+
+The second line measures other weights, all those of ``bckd`` times 0.25, and two recipes together.
+
 A family is a stock detector of MMDetection, made small. Its teacher is R-18 with 64 channels in
 neck and head, its student the same with half of the backbone's channels. Where a stock head has no
 distributions, the family has the head of this package that does, so that one teacher and one
@@ -82,7 +86,7 @@ class Run(bccd.Job):
     """One training of a family; ``config`` is the family's key.
 
     Attributes:
-        method: ``'teacher'``, ``'alone'``, or the name of a recipe.
+        method: ``'teacher'``, ``'alone'``, or as :func:`distillers_of` reads it.
     """
 
     method: str = 'alone'
@@ -100,7 +104,7 @@ class Run(bccd.Job):
 
     def _distil(self, model: ConfigDict) -> None:
         """Turn the student's ``model`` into a distilled one."""
-        distillers = ConfigDict(getattr(recipes, self.method))
+        distillers = distillers_of(self.method)
         if 'crosskd' in distillers:  # published: behind three of four convolutions
             distillers.crosskd.layer = STACKED_CONVS - 1
         family = FAMILIES[self.config]
@@ -111,6 +115,32 @@ class Run(bccd.Job):
             precision=family.low_precision if self.bf16_backbone else 'fp32',
         )
         model.distillers = distillers
+
+
+def distillers_of(method: str) -> ConfigDict:
+    """The distillers of one recipe, or of several together.
+
+    Args:
+        method: Names of recipes between plus signs; a colon and a number after a name multiply the
+            weights of its losses.
+
+    Raises:
+        ValueError: A name or a number is none, or two recipes have a loss of the same name.
+    """
+    distillers = ConfigDict()
+    for term in method.split('+'):
+        name, colon, factor = term.partition(':')
+        recipe = getattr(recipes, name, None)
+        if not isinstance(recipe, dict):
+            raise ValueError(f'found {name!r}, expected the name of a recipe of ld_plugin.recipes')
+        both = distillers.keys() & recipe.keys()
+        if both:
+            raise ValueError(f'{method}: more than one recipe has {sorted(both)}')
+        for key, distiller in recipe.items():
+            distillers[key] = distiller
+            if colon:
+                distillers[key].schedule = dict(type='ConstantSchedule', value=float(factor))
+    return distillers
 
 
 def small_model(family: str, base_channels: int) -> ConfigDict:
@@ -154,7 +184,19 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--families', nargs='+', default=list(FAMILIES), choices=list(FAMILIES))
-    return bccd.parse_common_args(parser, work_dir='work_dirs/methods')
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        metavar='METHOD',
+        help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: those that fit)",
+    )
+    args = bccd.parse_common_args(parser, work_dir='work_dirs/methods')
+    try:
+        for method in args.methods or ():
+            distillers_of(method)
+    except ValueError as error:
+        parser.error(f'--methods: {error}')
+    return args
 
 
 def measure(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
@@ -179,7 +221,8 @@ def measure(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
     alone = runs('alone', None, args.seeds)
     bccd.run_all([*teachers, *alone], args.jobs)
     checkpoint = teacher.work_dir / f'epoch_{TEACHER_EPOCHS}.pth'
-    distilled = {m: runs(m, checkpoint, args.seeds) for m in FAMILIES[family].methods}
+    methods = args.methods or FAMILIES[family].methods
+    distilled = {method: runs(method, checkpoint, args.seeds) for method in methods}
     bccd.run_all([run for of_method in distilled.values() for run in of_method], args.jobs)
     rows = {'teacher': teachers, 'alone': alone} | distilled
     return {f'{family}, {name}': of_method for name, of_method in rows.items()}
