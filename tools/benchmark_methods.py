@@ -174,8 +174,12 @@ def main() -> int:
     os.environ['BCCD_ROOT'] = str(args.data)  # the config reads it
     rows = {}
     for family in args.families:
-        rows.update(measure(args, family))
-        print(bccd.table(rows), flush=True)
+        rows |= rows_of(args, family)
+    runs = [run for row in rows.values() for run in row]
+    # what needs a teacher comes when all teachers are there, so that no processor waits for one
+    bccd.run_all([run for run in runs if run.teacher_checkpoint is None], args.jobs)
+    bccd.run_all([run for run in runs if run.teacher_checkpoint is not None], args.jobs)
+    print(bccd.table(rows))
     return 0
 
 
@@ -199,10 +203,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
-    """Train and test a family's teacher and students; the runs by row of the table."""
+def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
+    """A family's rows of the table, each the same training with every seed."""
 
-    def runs(method: str, checkpoint: Path | None, seeds: Sequence[int]) -> list[Run]:
+    def row(method: str, checkpoint: Path | None, seeds: Sequence[int]) -> list[Run]:
         return [
             Run(
                 family,
@@ -217,15 +221,12 @@ def measure(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
             for seed in seeds
         ]
 
-    (teacher,) = teachers = runs('teacher', None, seeds=[0])
-    alone = runs('alone', None, args.seeds)
-    bccd.run_all([*teachers, *alone], args.jobs)
+    (teacher,) = teachers = row('teacher', None, seeds=[0])
     checkpoint = teacher.work_dir / f'epoch_{TEACHER_EPOCHS}.pth'
     methods = args.methods or FAMILIES[family].methods
-    distilled = {method: runs(method, checkpoint, args.seeds) for method in methods}
-    bccd.run_all([run for of_method in distilled.values() for run in of_method], args.jobs)
-    rows = {'teacher': teachers, 'alone': alone} | distilled
-    return {f'{family}, {name}': of_method for name, of_method in rows.items()}
+    rows = {'teacher': teachers, 'alone': row('alone', None, args.seeds)}
+    rows |= {method: row(method, checkpoint, args.seeds) for method in methods}
+    return {f'{family}, {name}': group for name, group in rows.items()}
 
 
 if __name__ == '__main__':
