@@ -1,5 +1,6 @@
 """A small detector of every head family, over its stock config."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import cache
@@ -9,6 +10,8 @@ from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmengine.utils import is_installed
+
+from tests.models import rotate
 
 #: stock config of every family
 STOCK = {
@@ -71,9 +74,19 @@ OWN_ROTATED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     'distribution_rotated_fcos': ('rotated_fcos', dict(type='DistributionRotatedFCOSHead')),
 }
+#: likewise, of two stages; the second of RoI Transformer's stages pools rotated boxes
+ROTATED_TWO_STAGE = {
+    'oriented_rcnn': 'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py',
+    'roi_trans': 'roi_trans/roi-trans-le90_r50_fpn_1x_dota.py',
+    'rotated_faster_rcnn': 'rotated_faster_rcnn/rotated-faster-rcnn-le90_r50_fpn_1x_dota.py',
+    'gliding_vertex': 'gliding_vertex/gliding-vertex-qbox_r50_fpn_1x_dota.py',
+}
+#: whose data sets are loaded as quadrilaterals
+QUADRILATERAL = ('gliding_vertex',)
 if not is_installed('mmrotate'):
     ROTATED.clear()
     OWN_ROTATED.clear()
+    ROTATED_TWO_STAGE.clear()
 ALL_ROTATED = (*ROTATED, *OWN_ROTATED)
 #: the stock loss of these has no operator for a CPU
 _ROTATED_IOU = ('rotated_atss', 'rotated_fcos', 'rotated_rtmdet')
@@ -84,7 +97,8 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     """The ``model`` of a family's stock config, made narrow.
 
     Args:
-        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE` or :data:`ALL_ROTATED`.
+        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE`, :data:`ALL_ROTATED` or
+            :data:`ROTATED_TWO_STAGE`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
@@ -96,7 +110,7 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     model.neck.out_channels = CHANNELS
     dense = model.get('bbox_head') or model.rpn_head
     dense.update(in_channels=CHANNELS, feat_channels=CHANNELS)
-    if family in TWO_STAGE:
+    if 'roi_head' in model:
         _narrow_roi_head(model, num_classes)
     else:
         dense.update(num_classes=num_classes, stacked_convs=2 if 'tood' in family else 1)
@@ -109,13 +123,28 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
 
 def scope(family: str) -> AbstractContextManager:
     """The registry's scope in which a family's models are built."""
-    return DefaultScope.overwrite_default_scope('mmrotate' if family in ALL_ROTATED else 'mmdet')
+    return DefaultScope.overwrite_default_scope(scope_name(family))
+
+
+def scope_name(family: str) -> str:
+    """``default_scope`` of a family's configs."""
+    return 'mmrotate' if family in (*ALL_ROTATED, *ROTATED_TWO_STAGE) else 'mmdet'
+
+
+def fit_boxes(family: str, data: Mapping[str, list]) -> None:
+    """Give the ground truth of a batch the type of boxes that a family learns."""
+    if scope_name(family) == 'mmdet':
+        return
+    rotate(data)
+    if family in QUADRILATERAL:
+        for sample in data['data_samples']:
+            sample.gt_instances.bboxes = sample.gt_instances.bboxes.convert_to('qbox')
 
 
 @cache
 def _stock_model(family: str) -> ConfigDict:
-    if family in ROTATED:
-        return get_config(f'mmrotate::{ROTATED[family]}').model
+    if family in ROTATED or family in ROTATED_TWO_STAGE:
+        return get_config(f'mmrotate::{(ROTATED | ROTATED_TWO_STAGE)[family]}').model
     return get_config((STOCK | TWO_STAGE)[family]).model
 
 
@@ -134,8 +163,12 @@ def _narrow_csp(model: ConfigDict) -> None:
 
 def _narrow_roi_head(model: ConfigDict, num_classes: int) -> None:
     roi_head = model.roi_head
-    roi_head.bbox_roi_extractor.out_channels = CHANNELS
-    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, list) else [roi_head.bbox_head]
+    extractors, heads = (
+        part if isinstance(part, list) else [part]
+        for part in (roi_head.bbox_roi_extractor, roi_head.bbox_head)
+    )
+    for extractor in extractors:
+        extractor.out_channels = CHANNELS
     for head in heads:
         head.update(in_channels=CHANNELS, fc_out_channels=64, num_classes=num_classes)
 

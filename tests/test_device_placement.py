@@ -62,7 +62,7 @@ def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
         dense.spec,
         extras=dense.spec.extras | {'head_features'},
         tower_channels=(features[0].shape[1],) * 5,
-        rois=RoISpec(dense.spec.num_classes, num_stages=1, has_background=True),
+        rois=RoISpec(dense.spec.num_classes, num_stages=1, has_background=True, box_dims=(4,)),
     )
     return replace(
         dense,

@@ -7,7 +7,7 @@ clockwise as one sees it. Everything else is in pixels.
 """
 
 import torch
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import BaseBoxes, bbox_overlaps, get_box_tensor
 from torch import Tensor
 
 #: what an area is taken for if it is smaller, in square pixels
@@ -16,6 +16,16 @@ _SMALLEST_AREA = 1e-6
 _PARALLEL = 1e-4
 #: of the sides: how far outside a corner counts as lying on the other box
 _TOLERANCE = 1e-5
+
+
+def plain(boxes: BaseBoxes | Tensor) -> Tensor:
+    """Ground truth as numbers (G, E).
+
+    Quadrilaterals, which Gliding Vertex learns, become the smallest rotated boxes around them.
+    """
+    if boxes.shape[-1] == 8:
+        boxes = boxes.convert_to('rbox')
+    return get_box_tensor(boxes)
 
 
 def is_rotated(boxes: Tensor) -> bool:
@@ -41,6 +51,11 @@ def bounds(boxes: Tensor) -> Tensor:
     width, height = boxes[..., 2], boxes[..., 3]
     reach = torch.stack([width * cos + height * sin, width * sin + height * cos], dim=-1) / 2
     return torch.cat([boxes[..., :2] - reach, boxes[..., :2] + reach], dim=-1)
+
+
+def in_kind_of(others: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes (..., E), or if ``others`` are horizontal the smallest horizontal ones around them."""
+    return boxes if is_rotated(others) else bounds(boxes)
 
 
 def without_angle(boxes: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class DistillationContext:
         student: Outputs with gradient.
         teacher: Outputs without.
         assignment: Labels of the student's priors.
-        gt_bboxes: Per image, (G, E) in pixels of the network's input; G may be 0.
+        gt_bboxes: Per image, (G, E) in pixels of the network's input; G may be 0. Rotated ones stay
+            rotated where the dense head proposes horizontal boxes.
         rois: Per stage of a two-stage detector, the classes of the student's sampled proposals;
             empty where no distiller reads them.
     """

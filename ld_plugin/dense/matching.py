@@ -313,13 +313,13 @@ def rescaled(outputs: DenseOutputs, scale: float) -> DenseOutputs:
     decode = outputs.decoder
 
     def in_original_pixels(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        factor = _box_scale(priors, scale)
+        factor = box_scale(priors, scale)
         return decode(rows, priors * factor, strides * scale) / factor
 
     return replace(
         outputs,
         spec=rescaled_spec(outputs.spec, scale),
-        priors=outputs.priors / _box_scale(outputs.priors, scale),
+        priors=outputs.priors / box_scale(outputs.priors, scale),
         decoder=in_original_pixels,
     )
 
@@ -331,7 +331,7 @@ def rescaled_spec(spec: HeadSpec, scale: float) -> HeadSpec:
     return replace(spec, strides=tuple((x / scale, y / scale) for x, y in spec.strides))
 
 
-def _box_scale(boxes: Tensor, scale: float) -> Tensor:
+def box_scale(boxes: Tensor, scale: float) -> Tensor:
     """Factor of every box parameter (E,); an angle, the fifth, stays."""
     factor = boxes.new_full((boxes.shape[1],), scale)
     factor[4:] = 1

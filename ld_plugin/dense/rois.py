@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from mmcv.ops import RiRoIAlignRotated, RoIAlignRotated
 from torch import Tensor, nn
 
 from .recorder import HeadRecorder
 
 #: RoI heads whose classes come out of the pooled features alone
-ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
+ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead', 'GVRatioRoIHead')
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,17 @@ class RoISpec:
         num_classes: C.
         num_stages: 1, or the stages of a cascade.
         has_background: Whether its classes are a softmax with one of background, the last.
+        box_dims: Per stage, E of the proposals that it pools: 4 of horizontal boxes, 5 of rotated
+            ones, as :mod:`ld_plugin.dense.boxes` says.
+        angle_version: How MMRotate writes rotated proposals, ``'oc'``, ``'le90'`` or ``'le135'``;
+            None where all are horizontal.
     """
 
     num_classes: int
     num_stages: int
     has_background: bool
+    box_dims: tuple[int, ...]
+    angle_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class RoIStage:
     """What one stage of the student's RoI head, and of the teacher's, say of the same proposals.
 
     Attributes:
-        rois: (R, 5), index of the image, and box in pixels of the network's input.
+        rois: (R, 1 + E), index of the image, and box in pixels of the network's input.
         student: Class logits (R, C + 1) with gradient, the last of background.
         teacher: Class logits (R, C + 1) without.
         labels: (R,), 0..C-1, and C for background.
@@ -52,7 +59,10 @@ class RoIStage:
 
 
 class RoIReader:
-    """Reads a stock RoI head of Faster R-CNN or Cascade R-CNN.
+    """Reads a stock RoI head of Faster R-CNN or Cascade R-CNN, or of their rotated kin.
+
+    The latter are Oriented R-CNN, RoI Transformer, whose first stage pools horizontal boxes and
+    whose second pools rotated ones, and Gliding Vertex.
 
     Args:
         roi_head: Of student or teacher.
@@ -79,7 +89,26 @@ class RoIReader:
             num_classes=head.num_classes,
             num_stages=len(self.bbox_heads),
             has_background=not (head.loss_cls.use_sigmoid or head.custom_cls_channels),
+            box_dims=self._box_dims,
+            angle_version=self._angle_version,
         )
+
+    @property
+    def _box_dims(self) -> tuple[int, ...]:
+        return tuple(5 if _pools_rotated(extractor) else 4 for extractor in self._extractors)
+
+    @property
+    def _angle_version(self) -> str | None:
+        versions = [
+            head.bbox_coder.angle_version
+            for head, box_dim in zip(self.bbox_heads, self._box_dims, strict=True)
+            if box_dim == 5
+        ]
+        return versions[0] if versions else None
+
+    @property
+    def _extractors(self) -> Sequence[nn.Module]:
+        return _stages(self.roi_head.bbox_roi_extractor)
 
     @property
     def loss_weights(self) -> Sequence[float]:
@@ -96,9 +125,9 @@ class RoIReader:
         Args:
             stage: Counted from 0.
             features: The neck's levels.
-            rois: (R, 5), in pixels of the network's input.
+            rois: (R, 1 + E), in pixels of the network's input.
         """
-        extractor = _stages(self.roi_head.bbox_roi_extractor)[stage]
+        extractor = self._extractors[stage]
         pooled = extractor(features[: extractor.num_inputs], rois)
         if self.roi_head.with_shared_head:
             pooled = self.roi_head.shared_head(pooled)
@@ -121,14 +150,18 @@ def sampled(record: HeadRecorder) -> dict[str, Tensor] | None:
     )
 
 
-def nothing_sampled(num_classes: int, device: torch.device) -> dict[str, Tensor]:
+def nothing_sampled(spec: RoISpec, stage: int, device: torch.device) -> dict[str, Tensor]:
     """As :func:`sampled`, of a stage without proposals."""
     return dict(
-        rois=torch.zeros(0, 5, device=device),
-        student=torch.zeros(0, num_classes + 1, device=device, requires_grad=True),
+        rois=torch.zeros(0, 1 + spec.box_dims[stage], device=device),
+        student=torch.zeros(0, spec.num_classes + 1, device=device, requires_grad=True),
         labels=torch.zeros(0, dtype=torch.int64, device=device),
         label_weights=torch.zeros(0, device=device),
     )
+
+
+def _pools_rotated(extractor: nn.Module) -> bool:
+    return isinstance(extractor.roi_layers[0], (RoIAlignRotated, RiRoIAlignRotated))
 
 
 def _stages(modules: nn.Module) -> Sequence[nn.Module]:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import get_box_tensor
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from ..dense import (
     TeacherMatch,
     get_reader,
 )
+from ..dense.boxes import plain
 from ..distillers import build_distillers
 from ..errors import ConfigError
 from .teacher import FrozenTeacher, TeacherOutputs
@@ -128,7 +128,7 @@ class DistilledDetector:
             ),
             teacher=teacher.outputs,
             assignment=reader.assignment(record),
-            gt_bboxes=[get_box_tensor(s.gt_instances.bboxes) for s in batch_data_samples],
+            gt_bboxes=[plain(s.gt_instances.bboxes) for s in batch_data_samples],
             gt_labels=[s.gt_instances.labels for s in batch_data_samples],
         )
         return losses, context, teacher

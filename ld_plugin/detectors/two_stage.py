@@ -1,4 +1,4 @@
-"""Faster R-CNN and Cascade R-CNN as students."""
+"""Faster R-CNN, Cascade R-CNN and their rotated kin as students."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +24,8 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
     See :class:`~ld_plugin.detectors.distilled.DistilledDetector` for what a training step does. The
     dense head that distillers and regions see is the region proposal network, whose only class is
     'object'. Besides, distillers of proposals compare the classes of those that the student's
-    sampler chose: the teacher's RoI head sees the same boxes, in every stage of a cascade.
+    sampler chose: the teacher's RoI head sees the same boxes, in every stage of a cascade. Boxes
+    may be rotated; in MMRotate's configs the type is ``'mmdet.DistilledTwoStageDetector'``.
 
     A single-stage teacher, or one with another RoI head, can teach its features.
 
@@ -101,7 +102,7 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
         reader = RoIReader(self.roi_head)
         found = sampled(record)
         if found is None:
-            found = nothing_sampled(reader.spec.num_classes, teacher.neck[0].device)
+            found = nothing_sampled(reader.spec, number, teacher.neck[0].device)
         stage = RoIStage(
             **found,
             teacher=self.teacher.classify_rois(teacher, number, found['rois']),

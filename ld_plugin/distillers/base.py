@@ -15,8 +15,8 @@ from ..regions import Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
 
-#: by E
-_KINDS = {4: 'horizontal', 5: 'rotated'}
+#: of boxes, by E
+KINDS = {4: 'horizontal', 5: 'rotated'}
 
 
 class Distiller(nn.Module, ABC):
@@ -94,8 +94,8 @@ class Distiller(nn.Module, ABC):
         check_equal(
             key,
             'kinds of boxes',
-            _KINDS[student.box_dim],
-            _KINDS[teacher.box_dim],
+            KINDS[student.box_dim],
+            KINDS[teacher.box_dim],
             'Of a teacher of the other kind, features alone (FeatureDistiller) can be distilled.',
         )
         check_equal(

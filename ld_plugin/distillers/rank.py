@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dense import DenseOutputs, DistillationContext
-from ..dense.boxes import overlaps
+from ..dense.boxes import in_kind_of, overlaps
 from ..dense.positions import mean_counts
 from ..errors import ConfigError
 from ..losses import RankKLLoss
@@ -88,7 +88,8 @@ def _scores(dense: DenseOutputs, context: DistillationContext, group: Tensor) ->
 
 def _overlaps(dense: DenseOutputs, context: DistillationContext, group: Tensor) -> Tensor:
     gt_bboxes = torch.cat(list(context.gt_bboxes))
-    return overlaps(dense.boxes(context.positives), gt_bboxes[group])
+    boxes = dense.boxes(context.positives)
+    return overlaps(boxes, in_kind_of(boxes, gt_bboxes)[group])
 
 
 _RANKED: dict[str, Callable[[DenseOutputs, DistillationContext, Tensor], Tensor]] = {

@@ -11,7 +11,7 @@ from ..dense.rois import RoIStage
 from ..errors import ConfigError
 from ..losses import DecoupledLoss, DistillationLoss
 from ..registry import DISTILLERS
-from .base import Distiller, check_equal, check_offers
+from .base import KINDS, Distiller, check_equal, check_offers
 from .schedules import Schedule
 
 
@@ -49,6 +49,22 @@ class ProposalDistiller(Distiller):
             student.rois.num_stages,
             teacher.rois.num_stages,
             'Choose a teacher with as many stages; features alone can be distilled from any.',
+        )
+        check_equal(
+            key,
+            'kinds of proposals, stage by stage (roi_head.bbox_roi_extractor)',
+            [KINDS[box_dim] for box_dim in student.rois.box_dims],
+            [KINDS[box_dim] for box_dim in teacher.rois.box_dims],
+            "The teacher pools the student's proposals; choose one that pools boxes of the same "
+            'kind. Features alone can be distilled from any.',
+        )
+        check_equal(
+            key,
+            'angle versions of the proposals (roi_head.bbox_head.bbox_coder.angle_version)',
+            student.rois.angle_version,
+            teacher.rois.angle_version,
+            'The same box written otherwise is pooled turned by a right angle. Set angle_version '
+            "to the teacher's wherever the student's config has it.",
         )
         check_equal(
             key,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import box_iou_rotated
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import HorizontalBoxes, bbox_overlaps
 from torch import Tensor
 
 from ld_plugin.dense.boxes import (
@@ -15,8 +15,10 @@ from ld_plugin.dense.boxes import (
     centres,
     corners,
     hold,
+    in_kind_of,
     overlaps,
     overlaps_with,
+    plain,
     sides,
     upright,
     without_angle,
@@ -104,12 +106,12 @@ def test_bounds_hold_the_corners_and_touch_them() -> None:
 
 def test_the_angle_alone_is_dropped() -> None:
     boxes = random_boxes()
-    plain = without_angle(boxes)
-    torch.testing.assert_close(centres(plain), centres(boxes), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(sides(plain), sides(boxes), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(upright(plain)[:, :4], boxes[:, :4], rtol=1e-5, atol=1e-5)
-    assert torch.equal(without_angle(plain), plain)
-    assert torch.equal(bounds(plain), plain)
+    lying = without_angle(boxes)
+    torch.testing.assert_close(centres(lying), centres(boxes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sides(lying), sides(boxes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(upright(lying)[:, :4], boxes[:, :4], rtol=1e-5, atol=1e-5)
+    assert torch.equal(without_angle(lying), lying)
+    assert torch.equal(bounds(lying), lying)
 
 
 @settings(max_examples=50, deadline=None)
@@ -125,6 +127,25 @@ def test_a_point_of_the_box_is_held_wherever_the_box_points(
     assert hold(box, torch.tensor([x]), torch.tensor([y])).all()
     beside = 60 - 0.6 * height * sin, 60 + 0.6 * height * cos
     assert not hold(box, torch.tensor([40 + beside[0]]), torch.tensor([beside[1]])).any()
+
+
+def test_boxes_beside_horizontal_ones_are_the_rectangles_around_them() -> None:
+    boxes = random_boxes(20)
+    assert torch.equal(in_kind_of(bounds(boxes), boxes), bounds(boxes))
+    assert torch.equal(in_kind_of(boxes, boxes), boxes)
+    assert torch.equal(in_kind_of(bounds(boxes), bounds(boxes)), bounds(boxes))
+
+
+def test_numbers_of_every_type_of_box() -> None:
+    boxes = random_boxes(20)
+    horizontal = bounds(boxes)
+    assert torch.equal(plain(horizontal), horizontal)
+    assert torch.equal(plain(HorizontalBoxes(horizontal)), horizontal)
+    structures = pytest.importorskip('mmrotate.structures')
+    assert torch.equal(plain(structures.RotatedBoxes(boxes)), boxes)
+    found = plain(structures.RotatedBoxes(boxes).convert_to('qbox'))
+    torch.testing.assert_close(overlaps(found, boxes), torch.ones(20), atol=1e-3, rtol=0)
+    assert plain(structures.QuadriBoxes(torch.empty(0, 8))).shape == (0, 5)
 
 
 def test_hold_is_find_inside_points_of_mmrotate() -> None:

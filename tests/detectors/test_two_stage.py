@@ -1,12 +1,13 @@
-"""Faster R-CNN and Cascade R-CNN as students and as teachers."""
+"""Detectors of two stages as students and as teachers, horizontal and rotated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmdet.structures.bbox import get_box_tensor
 from mmengine import ConfigDict
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
@@ -16,14 +17,17 @@ from ld_plugin.dense.rois import RoIStage
 from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
-from ld_plugin.recipes import defeat_two_stage, ld_full, pkd
+from ld_plugin.recipes import bckd, defeat_two_stage, ld_full, pkd
 from tests import brute_force
-from tests.families import tiny
+from tests.families import ROTATED_TWO_STAGE, TWO_STAGE, fit_boxes, scope, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
-FAMILIES = ('faster_rcnn', 'cascade_rcnn')
 ROI = dict(roi=dict(type='RoIClassificationDistiller'))
+FAMILIES = (*TWO_STAGE, *ROTATED_TWO_STAGE)
 every_family = pytest.mark.parametrize('family', FAMILIES)
+#: factors of the stages' losses
+CASCADES = dict(cascade_rcnn=[1, 0.5, 0.25], roi_trans=[1, 1])
+needs_mmrotate = pytest.mark.skipif(not ROTATED_TWO_STAGE, reason='needs mmrotate')
 
 
 def distilled(
@@ -34,15 +38,47 @@ def distilled(
 ) -> ConfigDict:
     """The ``model`` of a distilled two-stage detector."""
     if 'config' not in teacher:
-        teacher = dict(config=dict(model=teacher), checkpoint=None)
+        teacher = dict(config=whole_config(teacher), checkpoint=None)
     model = tiny_distilled(dict(teacher, **options), distillers, student)
-    model.type = 'DistilledTwoStageDetector'
+    model.type = 'mmdet.DistilledTwoStageDetector'
     return model
+
+
+def whole_config(model: ConfigDict) -> dict[str, Any]:
+    """A config as stock ones are: MMRotate's name their scope wherever it is not theirs."""
+    foreign = model.data_preprocessor.type.startswith('mmdet.')
+    return dict(model=model, default_scope='mmrotate' if foreign else 'mmdet')
 
 
 def twins(family: str, distillers: Mapping = defeat_two_stage, **options: Any) -> nn.Module:
     """Of equal structure, with other weights."""
-    return build(distilled(tiny(family), tiny(family), distillers, **options))
+    with scope(family):
+        return build(distilled(tiny(family), tiny(family), distillers, **options))
+
+
+def taught_by(
+    stock: nn.Module, family: str, distillers: Mapping, folder: Path, **options: Any
+) -> nn.Module:
+    """A student of a detector of its own family."""
+    checkpoint = save(stock, folder / 't.pth')
+    teacher = dict(config=whole_config(tiny(family)), **checkpoint, **options)
+    with scope(family):
+        return build(distilled(tiny(family), teacher, distillers))
+
+
+def build_stock(family: str, seed: int = 0) -> nn.Module:
+    with scope(family):
+        return build(tiny(family), seed)
+
+
+def data_of(
+    family: str,
+    shapes: Sequence[tuple[int, int]] = ((64, 64), (48, 64)),
+    objects: Sequence[int] = (2, 1),
+) -> dict[str, list]:
+    data = batch(shapes, objects)
+    fit_boxes(family, data)
+    return data
 
 
 def save(model: nn.Module, path: Path) -> dict[str, str]:
@@ -50,11 +86,11 @@ def save(model: nn.Module, path: Path) -> dict[str, str]:
     return dict(checkpoint=str(path))
 
 
-def seeded_losses(model: nn.Module, data: Mapping | None = None) -> dict[str, Any]:
+def seeded_losses(model: nn.Module, family: str) -> dict[str, Any]:
     """Losses with the same samples of the samplers' at every call."""
     torch.manual_seed(5)
     np.random.seed(5)
-    return losses(model, data or batch(((128, 160), (96, 128)), (5, 3)))
+    return losses(model, data_of(family, ((128, 160), (96, 128)), (5, 3)))
 
 
 def observed(model: nn.Module, data: Mapping | None = None) -> DistillationContext:
@@ -65,7 +101,7 @@ def observed(model: nn.Module, data: Mapping | None = None) -> DistillationConte
 
 
 def stock_twin(model: nn.Module, family: str) -> nn.Module:
-    stock = build(tiny(family))
+    stock = build_stock(family)
     own = {k: v for k, v in model.state_dict().items() if not k.startswith('distillers.')}
     stock.load_state_dict(own, strict=True)
     return stock
@@ -82,7 +118,7 @@ def flat(value: Tensor | list[Tensor]) -> list[Tensor]:
 def test_stock_losses_and_their_gradients_are_bit_identical(family: str) -> None:
     model = twins(family)
     stock = stock_twin(model, family)
-    expected, found = seeded_losses(stock), seeded_losses(model)
+    expected, found = seeded_losses(stock, family), seeded_losses(model, family)
     assert set(found) == {*expected, 'loss_defeat_neck', 'loss_defeat_roi'}
     for name, values in expected.items():
         for pair in zip(flat(values), flat(found[name]), strict=True):
@@ -101,16 +137,17 @@ def test_stock_losses_and_their_gradients_are_bit_identical(family: str) -> None
 @every_family
 def test_checkpoint_and_predictions_are_the_stock_ones(family: str) -> None:
     model = twins(family, ROI)
-    stock = build(tiny(family), seed=3)
+    stock = build_stock(family, seed=3)
     assert list(model.state_dict()) == list(stock.state_dict())
     model.load_state_dict(stock.state_dict(), strict=True)
     results = []
     for detector in (stock, model):
-        data = detector.data_preprocessor(batch(), training=False)
+        data = detector.data_preprocessor(data_of(family), training=False)
         with torch.no_grad():
             results.append(detector.eval()(**data, mode='predict'))
     for one, other in zip(*results, strict=True):
-        assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+        boxes = (get_box_tensor(sample.pred_instances.bboxes) for sample in (one, other))
+        assert torch.equal(*boxes)
         assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
 
 
@@ -119,14 +156,14 @@ def test_nothing_stays_on_the_heads(family: str, monkeypatch: pytest.MonkeyPatch
     model = twins(family)
     heads = [m for part in (model.rpn_head, model.roi_head) for m in part.modules()]
     before = [set(vars(head)) for head in heads]
-    losses(model, batch())
+    losses(model, data_of(family))
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError('out of memory')
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='out of memory'):
         patch.setattr(type(model.roi_head), 'bbox_loss', fail)
-        losses(model, batch())
+        losses(model, data_of(family))
     assert [set(vars(head)) for head in heads] == before
     assert not any(head._forward_hooks for head in heads)
 
@@ -136,17 +173,16 @@ def test_nothing_stays_on_the_heads(family: str, monkeypatch: pytest.MonkeyPatch
 
 @every_family
 def test_the_teacher_sees_the_students_proposals(family: str, tmp_path: Path) -> None:
-    stock = build(tiny(family), seed=3).eval()
-    teacher = dict(config=dict(model=tiny(family)), **save(stock, tmp_path / 't.pth'))
-    model = build(distilled(tiny(family), teacher, ROI))
-    context = observed(model)
-    images = model.data_preprocessor(batch(), training=True)['inputs']
-    stages = 3 if family == 'cascade_rcnn' else 1
-    assert [stage.loss_weight for stage in context.rois] == [1, 0.5, 0.25][:stages]
+    stock = build_stock(family, seed=3).eval()
+    model = taught_by(stock, family, ROI, tmp_path)
+    data = data_of(family)
+    context = observed(model, data)
+    images = model.data_preprocessor(dict(data), training=True)['inputs']
+    assert [stage.loss_weight for stage in context.rois] == CASCADES.get(family, [1])
     with torch.no_grad():
         features = stock.extract_feat(images)
     for number, stage in enumerate(context.rois):
-        before = (number,) if stages == 3 else ()
+        before = (number,) if family in CASCADES else ()
         with torch.no_grad():
             expected = stock.roi_head._bbox_forward(*before, features, stage.rois)['cls_score']
         torch.testing.assert_close(stage.teacher, expected, rtol=1e-3, atol=1e-4)
@@ -154,6 +190,7 @@ def test_the_teacher_sees_the_students_proposals(family: str, tmp_path: Path) ->
         assert stage.student.requires_grad
         assert stage.student.shape == (len(stage.rois), 4)
         assert stage.labels.shape == stage.label_weights.shape == (len(stage.rois),)
+        assert stage.rois.shape[1] == 1 + model.spec.rois.box_dims[number]
         assert 0 < (stage.labels < 3).sum() < len(stage.rois)
         assert set(stage.rois[:, 0].tolist()) == {0, 1}
 
@@ -163,19 +200,18 @@ def test_the_teacher_sees_the_students_proposals(family: str, tmp_path: Path) ->
 def test_a_twin_has_nothing_to_learn_from_proposals(
     family: str, distillers: Mapping, tmp_path: Path
 ) -> None:
-    stock = build(tiny(family), seed=3)
-    teacher = dict(config=dict(model=tiny(family)), **save(stock, tmp_path / 't.pth'))
-    model = build(distilled(tiny(family), teacher, distillers))
+    stock = build_stock(family, seed=3)
+    model = taught_by(stock, family, distillers, tmp_path)
     name = 'loss_roi' if distillers is ROI else 'loss_defeat_roi'
-    assert losses(model, batch())[name] > 1e-3
+    assert losses(model, data_of(family))[name] > 1e-3
     model.load_state_dict(stock.state_dict(), strict=False)
-    assert losses(model, batch())[name] < 1e-6
+    assert losses(model, data_of(family))[name] < 1e-6
 
 
 @every_family
 def test_gradient_reaches_the_student_alone(family: str) -> None:
     model = twins(family)
-    found = seeded_losses(model)
+    found = seeded_losses(model, family)
     found['loss_defeat_roi'].backward()
     trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(name.startswith('backbone') for name in trained)
@@ -192,33 +228,50 @@ def test_gradient_reaches_the_student_alone(family: str) -> None:
 )
 def test_small_batches(family: str, shapes: list, objects: list) -> None:
     model = twins(family)
-    loss = distillation_loss(model, batch(shapes, objects))
+    loss = distillation_loss(model, data_of(family, shapes, objects))
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_cascade_that_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = twins('cascade_rcnn')
+@pytest.mark.parametrize('family', [family for family in FAMILIES if family in CASCADES])
+def test_a_cascade_that_stops_early(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = twins(family)
     monkeypatch.setattr(model.roi_head.bbox_head[0], 'refine_bboxes', lambda *args: None)
-    assert [len(stage.rois) > 0 for stage in observed(model).rois] == [True, False, False]
-    loss = distillation_loss(model, batch())
+    stages = observed(model, data_of(family)).rois
+    assert [len(stage.rois) > 0 for stage in stages] == [True, *[False] * (len(stages) - 1)]
+    loss = distillation_loss(model, data_of(family))
     loss.backward()
     assert loss.isfinite()
 
 
 @pytest.mark.parametrize(('precision', 'tolerance'), [('fp32', 1e-6), ('bf16', 0.05)])
-def test_precision_of_the_teacher(precision: str, tolerance: float) -> None:
-    exact = observed(twins('faster_rcnn', ROI)).rois[0]
-    found = observed(twins('faster_rcnn', ROI, precision=precision)).rois[0]
+@pytest.mark.parametrize('family', [f for f in FAMILIES if f in ('faster_rcnn', 'oriented_rcnn')])
+def test_precision_of_the_teacher(family: str, precision: str, tolerance: float) -> None:
+    exact = observed(twins(family, ROI), data_of(family)).rois[0]
+    found = observed(twins(family, ROI, precision=precision), data_of(family)).rois[0]
     assert torch.equal(found.rois, exact.rois)
     error = (found.teacher - exact.teacher).abs().max() / exact.teacher.abs().max()
     assert error <= tolerance
 
 
-def test_a_teacher_that_sees_larger_images() -> None:
-    model = twins('faster_rcnn', ROI | pkd, image_scale=2)
-    assert distillation_loss(model, batch()).isfinite()
+@every_family
+def test_a_teacher_that_sees_larger_images(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pools the same boxes, twice as large and no more turned."""
+    model = twins(family, ROI | pkd, image_scale=2)
+    reader, pooled = model.teacher._roi_reader, []
+    classify = reader.classify
+
+    def remember(stage: int, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        pooled.append(rois)
+        return classify(stage, features, rois)
+
+    monkeypatch.setattr(reader, 'classify', remember)
+    stages = observed(model, data_of(family)).rois
+    factors = torch.tensor([1.0, 2, 2, 2, 2, 1])
+    for stage, rois in zip(stages, pooled, strict=True):
+        torch.testing.assert_close(rois, stage.rois * factors[: rois.shape[1]])
+    assert distillation_loss(model, data_of(family)).isfinite()
 
 
 def test_classes_meet_their_partners(tmp_path: Path) -> None:
@@ -310,7 +363,7 @@ def test_the_proposal_networks_logits_and_boxes_are_distilled_as_a_dense_head() 
         box=dict(type='BoxDistiller', region=dict(type='MainRegion')),
     )
     model = twins('faster_rcnn', distillers)
-    found = seeded_losses(model)
+    found = seeded_losses(model, 'faster_rcnn')
     assert found['loss_kd'] > 0
     assert found['loss_box'] > 0
     (found['loss_kd'] + found['loss_box']).backward()
@@ -411,3 +464,108 @@ def other_roi_head() -> ConfigDict:
 def test_bad_configs(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=r'^model[.:].*' + message):
         build(make())
+
+
+# rotated pairs
+
+
+def rotated_pair(student: str, teacher: str | ConfigDict, distillers: Mapping) -> nn.Module:
+    """A rotated student, and a teacher of any family."""
+    if isinstance(teacher, str):
+        teacher = tiny(teacher)
+    with scope(student):
+        return build(distilled(tiny(student), teacher, distillers))
+
+
+@needs_mmrotate
+@pytest.mark.parametrize('teacher', ['rotated_retinanet', 'faster_rcnn', 'gfl', 'roi_trans'])
+def test_features_of_any_detector_teach_a_rotated_one(teacher: str) -> None:
+    model = rotated_pair('oriented_rcnn', teacher, pkd)
+    assert 0 < losses(model, data_of('oriented_rcnn'))['loss_pkd'] < 100
+
+
+@needs_mmrotate
+def test_horizontal_proposals_are_those_of_a_horizontal_teacher() -> None:
+    """Rotated Faster R-CNN turns boxes after it has pooled them."""
+    model = rotated_pair('rotated_faster_rcnn', 'faster_rcnn', ROI)
+    assert losses(model, data_of('rotated_faster_rcnn'))['loss_roi'] > 0
+
+
+@needs_mmrotate
+def test_angles_that_no_proposal_has_may_be_written_otherwise() -> None:
+    other = tiny('rotated_faster_rcnn')
+    other.roi_head.bbox_head.bbox_coder.angle_version = 'oc'
+    model = rotated_pair('rotated_faster_rcnn', other, defeat_two_stage)
+    assert distillation_loss(model, data_of('rotated_faster_rcnn')).isfinite()
+
+
+@needs_mmrotate
+def test_quadrilaterals_teach_as_the_rotated_boxes_around_them() -> None:
+    data = data_of('gliding_vertex')
+    found = observed(twins('gliding_vertex', ROI), data).gt_bboxes
+    for boxes, sample in zip(found, data['data_samples'], strict=True):
+        assert torch.equal(boxes, sample.gt_instances.bboxes.convert_to('rbox').tensor)
+
+
+def other_angles(family: str) -> ConfigDict:
+    model = tiny(family)
+    stages = model.roi_head.bbox_head
+    for part in [model.rpn_head, *(stages if isinstance(stages, list) else [stages])]:
+        if 'angle_version' in part.bbox_coder:
+            part.bbox_coder.angle_version = 'oc'
+    return model
+
+
+@needs_mmrotate
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'distillers', 'message'),
+    [
+        (
+            'oriented_rcnn',
+            lambda: other_angles('oriented_rcnn'),
+            defeat_two_stage,
+            r'distillers.defeat_roi: angle versions of the proposals .* differ: student le90, '
+            r'teacher oc, expected the same. .* Set angle_version',
+        ),
+        (
+            'roi_trans',
+            lambda: other_angles('roi_trans'),
+            ROI,
+            r'distillers.roi: angle versions of the proposals .* student le90, teacher oc',
+        ),
+        (
+            'oriented_rcnn',
+            lambda: tiny('faster_rcnn'),
+            ROI,
+            r"distillers.roi: kinds of proposals, stage by stage .* student \['rotated'\], teacher "
+            r"\['horizontal'\], expected the same. .*Features alone can be distilled from any",
+        ),
+        (
+            'roi_trans',
+            lambda: tiny('oriented_rcnn'),
+            ROI,
+            r'distillers.roi: stages of the RoI head .* differ: student 2, teacher 1',
+        ),
+        (
+            'oriented_rcnn',
+            lambda: tiny('faster_rcnn'),
+            dict(kd=dict(type='ClassificationDistiller', loss=dict(type='BinaryKDLoss'))),
+            r'distillers.kd: kinds of boxes differ: student rotated, teacher horizontal.*features',
+        ),
+        (
+            'oriented_rcnn',
+            lambda: tiny('rotated_retinanet'),
+            ROI,
+            r"distillers.roi: the teacher's head RetinaHead of a detector of one stage has no rois",
+        ),
+        (
+            'oriented_rcnn',
+            lambda: tiny('oriented_rcnn'),
+            bckd,
+            r"distillers.bckd_box: the student's head OrientedRPNHead has no boxes",
+        ),
+    ],
+)
+def test_bad_rotated_configs(student: str, teacher: Any, distillers: Mapping, message: str) -> None:
+    with pytest.raises(ConfigError, match=r'^model.' + message):
+        rotated_pair(student, teacher(), distillers)

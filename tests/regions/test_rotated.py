@@ -198,6 +198,20 @@ def test_lying_priors_are_compared_as_the_upright_boxes_they_are(step: Distillat
         )
 
 
+@pytest.mark.parametrize('rotated', [False, True])
+@pytest.mark.parametrize('name', COMPARE)
+def test_beside_horizontal_priors_objects_are_the_rectangles_around_them(
+    step: DistillationContext, name: str, rotated: bool
+) -> None:
+    """As their assigners see them: the proposals of RoI Transformer are horizontal."""
+    plain = horizontal_step()
+    region = REGIONS.build(dict(type=name, rotated=rotated))
+    mixed = replace(plain, gt_bboxes=step.gt_bboxes)
+    around = replace(plain, gt_bboxes=[bounds(boxes) for boxes in step.gt_bboxes])
+    assert mixed.select(region).weights.any()
+    assert torch.equal(mixed.select(region).weights, around.select(region).weights)
+
+
 def test_objects_hold_what_lies_in_the_turned_box(step: DistillationContext) -> None:
     for region in (InsideGTRegion(), GTCellsRegion()):
         turned, plain = step.select(region).weights, horizontal_step().select(region).weights
