@@ -4,17 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.head_features import HeadFeatures
 from ..dense.outputs import level_rows, prior_views
 from ..errors import ConfigError
-from ..losses import DistillationLoss, eager_gradient
+from ..losses import DistillationLoss, eager_gradient, standardized
 from ..losses.functional import at_least_float32
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
@@ -186,13 +184,10 @@ def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
     """
     teacher = at_least_float32(teacher.detach())
     over = 0, 2, 3
-    number = teacher.numel() // teacher.shape[1]
-    variance, mean = torch.var_mean(teacher, over, correction=min(number - 1, 1))
-    if number == 1:  # batch norm refuses it
-        return 0 * student + mean[:, None, None]
-    # batch norm divides by the student's biased deviation
-    scale = (variance * ((number - 1) / number)).sqrt()
-    return batch_norm(student, None, None, scale, mean, training=True, eps=1e-12)
+    rows = teacher.numel() // teacher.shape[1]
+    deviation = teacher.var(over, correction=min(rows - 1, 1), keepdim=True).sqrt()
+    normal = standardized(student.movedim(1, -1)).movedim(-1, 1)
+    return normal * deviation + teacher.mean(over, keepdim=True)
 
 
 def _distributions(box_map: Tensor, spec: HeadSpec, level: int) -> Tensor:
