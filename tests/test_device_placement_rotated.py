@@ -55,6 +55,7 @@ def test_regions(priors_per_cell: int, region: dict) -> None:
     'cfg',
     [
         dict(type='RankDistiller', on='iou'),
+        dict(type='BoxDistiller', loss=dict(type='BoxLoss')),
         dict(type='BoxDistiller', loss=dict(type='BoxLoss', rotated='kld')),
         dict(type='BoxDistiller', loss=dict(type='BoxLoss', rotated='gwd')),
         dict(type='LocalizationDistiller', normalizer='level_positions'),
