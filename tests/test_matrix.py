@@ -16,6 +16,7 @@ from mmdet.registry import MODELS
 from mmengine import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,9 +28,18 @@ from ld_plugin.distillers import (
     RankDistiller,
     build_distillers,
 )
-from tests.dense.heads import build_head
-from tests.families import ALL_ROTATED, SINGLE_STAGE, TWO_STAGE, scope, tiny
-from tests.models import batch, build, rotate, tiny_distilled
+from tests.dense.heads import build_head, rotated
+from tests.families import (
+    ALL_ROTATED,
+    ROTATED_TWO_STAGE,
+    SINGLE_STAGE,
+    TWO_STAGE,
+    fit_boxes,
+    scope,
+    scope_name,
+    tiny,
+)
+from tests.models import batch, build, tiny_distilled
 
 Recipe = Mapping[str, Mapping[str, Any]]
 
@@ -44,6 +54,7 @@ COMBINATIONS: dict[str, Recipe] = {
 }
 #: what a distiller needs that not every head has
 NEEDS = dict(
+    BoxDistiller='boxes',
     CrossHeadDistiller='head_features',
     DecoupledRoIClassificationDistiller='rois',
     LocalizationDistiller='distributions',
@@ -59,6 +70,7 @@ RECOMPUTED = {'CrossHeadDistiller'}
 WITH_DEVIATIONS = {'pkd', 'crosskd', 'bckd + pkd'}
 #: an untrained head of these predicts boxes without extent, whose overlap with themselves is 0
 WITHOUT_EXTENT = {'fcos_normalised', 'rtmdet'}
+TWO_STAGES = (*TWO_STAGE, *ROTATED_TWO_STAGE)
 #: one of every reader
 ROTATED = [
     family
@@ -74,14 +86,17 @@ ROTATED = [
 def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
     """What a recipe needs and a head does not have."""
     types = {cfg['type'] for cfg in recipe.values()}
-    missing = {NEEDS.get(name, 'features') for name in types} - spec.offers
+    needed = {NEEDS.get(name, 'features') for name in types}
+    if any(value in (('on', 'iou'), ('type', 'GIRegion')) for value in walk(recipe)):
+        needed.add('boxes')
+    missing = needed - spec.offers
     if spec.num_classes == 1 and 'DecoupledClassificationDistiller' in types:
         missing.add('several classes')  # its distributions are over the classes
     return missing
 
 
 def model_of(family: str) -> ConfigDict:
-    if family not in TWO_STAGE:
+    if family not in TWO_STAGES:
         return tiny(family, stacked_convs=3)  # the recipe for cross-head distillation asks for it
     model = tiny(family)
     for key, value in walk(model.train_cfg):
@@ -102,13 +117,15 @@ def walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def spec_of(family: str) -> HeadSpec:
-    if family not in TWO_STAGE:
+    if family not in TWO_STAGES:
         return get_reader(build_head(family, stacked_convs=3)).spec
-    rois = RoIReader(MODELS.build(tiny(family).roi_head)).spec
+    with scope(family):
+        rois = RoIReader(MODELS.build(tiny(family).roi_head)).spec
     return replace(get_reader(build_head(family)).spec, rois=rois)
 
 
-SPECS = {family: spec_of(family) for family in (*SINGLE_STAGE, *TWO_STAGE, *ROTATED)}
+ROTATED_FAMILIES = (*ROTATED, *ROTATED_TWO_STAGE)
+SPECS = {family: spec_of(family) for family in (*SINGLE_STAGE, *ROTATED, *TWO_STAGES)}
 PAIRS = [
     (family, name)
     for family, spec in SPECS.items()
@@ -142,13 +159,12 @@ def in_training() -> None:
 @cache
 def step_of(family: str) -> Step:
     model = model_of(family)
-    config = dict(model=model, default_scope='mmrotate' if family in ROTATED else 'mmdet')
+    config = dict(model=model, default_scope=scope_name(family))
     distilled = tiny_distilled(dict(config=config, checkpoint=None), recipes.fitnet, model)
-    kind = 'TwoStage' if family in TWO_STAGE else 'SingleStage'
+    kind = 'TwoStage' if family in TWO_STAGES else 'SingleStage'
     distilled.type = f'mmdet.Distilled{kind}Detector'
     data = batch(((128, 128), (96, 128)), objects=(3, 0))
-    if family in ROTATED:
-        rotate(data)
+    fit_boxes(family, data)
     with scope(family):
         student, teacher = build(distilled), build(model, seed=1)
     for detector in (student, teacher):
@@ -285,6 +301,51 @@ def test_the_same_images_give_the_same_loss(family: str, name: str) -> None:
         torch.testing.assert_close(found, distiller(context), rtol=1e-3, atol=1e-6)
 
 
+#: (x, y, width, height, angle) in an image of 128 x 128 pixels
+UNUSUAL = dict(
+    partly_outside=(2.0, 60.0, 80.0, 30.0, 0.5),
+    with_its_centre_outside=(131.0, -3.0, 60.0, 30.0, 0.8),
+    tiny=(40.3, 50.2, 0.5, 0.5, 0.2),
+    long_and_thin=(64.0, 64.0, 120.0, 0.5, 0.7),
+    small_and_thin=(90.0, 100.0, 3.0, 0.01, 1.3),
+)
+IGNORED = (30.0, 40.0, 50.0, 30.0, 0.4)
+
+
+def unusual_batch(family: str, kind: str) -> dict[str, list]:
+    """Two images: without objects, or with unusual ones and an ignored one beside them."""
+    count = 0 if kind == 'nothing' else len(UNUSUAL)
+    data = batch(((128, 128), (96, 128)), objects=(count, count))
+    fit_boxes(family, data)
+    for sample in data['data_samples'] if count else ():
+        objects = sample.gt_instances
+        kind_of_boxes = type(objects.bboxes)
+        unusual, ignored = torch.tensor([*UNUSUAL.values(), IGNORED]).split([count, 1])
+        objects.bboxes = rotated(unusual).convert_to(kind_of_boxes)
+        sample.ignored_instances = InstanceData(
+            bboxes=rotated(ignored).convert_to(kind_of_boxes),
+            labels=torch.zeros(1, dtype=torch.int64),
+        )
+    return data
+
+
+@cache
+def on_unusual_images(family: str, kind: str) -> DistillationContext:
+    return observe(step_of(family).student, unusual_batch(family, kind))
+
+
+@pytest.mark.parametrize('kind', ['nothing', 'objects'])
+@pytest.mark.parametrize(('family', 'name'), [p for p in PAIRS if p[0] in ROTATED_FAMILIES])
+def test_unusual_objects(family: str, name: str, kind: str) -> None:
+    """Losses and gradients are finite whatever the objects are, and without any."""
+    context = on_unusual_images(family, kind)
+    for distiller in build_recipe(family, name).values():
+        loss = distiller(context)
+        assert loss.isfinite()
+        assert loss >= 0
+        assert all(g.isfinite().all() for g in gradients(loss, predictions(context)))
+
+
 @pytest.mark.parametrize('family', SPECS)
 def test_all_recipes_at_once_train(family: str) -> None:
     """One whole step; every part of it has the loss that it has alone."""
@@ -313,7 +374,7 @@ def test_all_recipes_at_once_train(family: str) -> None:
     for key, value in alone.items():
         assert found[key].item() == pytest.approx(value, rel=1e-3), key
     after = student.state_dict()
-    heads = ['rpn_head', 'roi_head'] if family in TWO_STAGE else ['bbox_head']
+    heads = ['rpn_head', 'roi_head'] if family in TWO_STAGES else ['bbox_head']
     for part in ('backbone', 'neck', *heads):
         assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part))
     for key, value in step.teacher.state_dict().items():

@@ -100,7 +100,7 @@ class RoIReader:
     @property
     def _angle_version(self) -> str | None:
         versions = [
-            head.bbox_coder.angle_version
+            getattr(head.bbox_coder, 'angle_version', None)
             for head, box_dim in zip(self.bbox_heads, self._box_dims, strict=True)
             if box_dim == 5
         ]
