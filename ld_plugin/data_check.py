@@ -30,6 +30,32 @@ def check_data_folders(cfg: Mapping[str, Any], sections: Sequence[str] = TRAININ
         raise FileNotFoundError('\n'.join(['the data of this config is not there:', *complaints]))
 
 
+def check_submission_folders(cfg: Mapping[str, Any]) -> None:
+    """Raise if MMRotate's metric is to merge patches into a folder that is there already.
+
+    It would refuse to, but only when the whole test has run.
+
+    Raises:
+        FileExistsError: Names the folder, and the option that changes it.
+    """
+    for key, evaluator in _plain_evaluators(cfg.get('test_evaluator'), 'test_evaluator'):
+        folder = evaluator.get('outfile_prefix')
+        if evaluator.get('merge_patches') and folder and Path(folder).exists():
+            raise FileExistsError(
+                f'{key}.outfile_prefix: {folder!r} is there already, and submissions are not '
+                f'written over; delete it, or choose another: --cfg-options {key}.outfile_prefix='
+                'PATH'
+            )
+
+
+def _plain_evaluators(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """An evaluator, or those of a list, with their keys."""
+    if isinstance(value, Mapping):
+        yield key, value
+    for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+        yield from _plain_evaluators(item, f'{key}.{index}')
+
+
 def _section(value: Any, key: str) -> Iterator[str]:
     """Complaints about a data loader, an evaluator, or a list of either."""
     if isinstance(value, (list, tuple)):
@@ -43,19 +69,39 @@ def _section(value: Any, key: str) -> Iterator[str]:
 
 
 def _dataset(dataset: Any, key: str) -> Iterator[str]:
-    """Complaints about one data set, looking into wrappers (repeated, concatenated, mixed, ...)."""
-    if not isinstance(dataset, Mapping):  # built already: it has opened its files by now
+    """Complaints about one data set, or those in a wrapper."""
+    for name, plain in plain_datasets(dataset, key):
+        yield from missing_files(plain, name)
+
+
+def plain_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The data sets inside of wrappers (repeated, concatenated, mixed, ...), with their keys.
+
+    Args:
+        dataset: Of a data loader. One that is built already has opened its files by now, and gives
+            nothing.
+        key: Its key in the config.
+    """
+    if not isinstance(dataset, Mapping):
         return
     if 'dataset' in dataset:
-        yield from _dataset(dataset['dataset'], f'{key}.dataset')
+        yield from plain_datasets(dataset['dataset'], f'{key}.dataset')
     elif 'datasets' in dataset:
         for index, part in enumerate(dataset['datasets']):
-            yield from _dataset(part, f'{key}.datasets.{index}')
-    elif _is_local(dataset):
-        yield from _plain_dataset(dataset, key)
+            yield from plain_datasets(part, f'{key}.datasets.{index}')
+    else:
+        yield key, dataset
 
 
-def _plain_dataset(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
+def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Complaints about what a data set names and does not find.
+
+    Args:
+        dataset: No wrapper.
+        key: Its key in the config.
+    """
+    if not is_local(dataset):
+        return
     root = dataset.get('data_root') or ''
     if root and not Path(root).is_dir():
         # What is below it is missing too; one line says enough.
@@ -73,11 +119,11 @@ def _evaluator(evaluator: Mapping[str, Any], key: str) -> Iterator[str]:
     if 'metrics' in evaluator:
         yield from _section(evaluator['metrics'], f'{key}.metrics')
     ann_file = evaluator.get('ann_file')
-    if ann_file and _is_local(evaluator) and not Path(ann_file).exists():
+    if ann_file and is_local(evaluator) and not Path(ann_file).exists():
         yield _complaint(f'{key}.ann_file', 'file', ann_file, '')
 
 
-def _is_local(section: Mapping[str, Any]) -> bool:
+def is_local(section: Mapping[str, Any]) -> bool:
     """Whether its paths are on a file system; a storage server's content is not looked up."""
     backend = (section.get('backend_args') or {}).get('backend', 'local')
     paths = (section.get('data_root'), section.get('ann_file'))

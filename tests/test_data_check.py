@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from ld_plugin.data_check import TESTING, check_data_folders
+from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
 
 
 @pytest.fixture
@@ -130,3 +130,16 @@ def test_storage_servers_are_not_looked_up(remote: dict) -> None:
 def test_absent_and_empty_sections_pass() -> None:
     check_data_folders(Config(dict(val_dataloader=None, val_evaluator=None)))
     check_data_folders(config(dict(type='DOTADataset', data_root='', ann_file='', data_prefix={})))
+
+
+def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
+    metric = dict(type='DOTAMetric', merge_patches=True, outfile_prefix=str(tmp_path / 'Task1'))
+    check_submission_folders(Config(dict(test_evaluator=metric)))
+    (tmp_path / 'Task1').mkdir()
+    check_submission_folders(Config(dict(test_evaluator=metric | dict(merge_patches=False))))
+    check_submission_folders(Config(dict(test_evaluator=None)))
+    with pytest.raises(FileExistsError) as error:
+        check_submission_folders(Config(dict(test_evaluator=[dict(type='CocoMetric'), metric])))
+    key = 'test_evaluator.1.outfile_prefix'
+    assert str(error.value).startswith(f"{key}: '{tmp_path}/Task1' is there already")
+    assert f'--cfg-options {key}=PATH' in str(error.value)

@@ -12,7 +12,7 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
-from ld_plugin.data_check import TESTING, check_data_folders
+from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
 
 
@@ -41,7 +41,8 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     try:
         check_data_folders(cfg, TESTING)
-    except FileNotFoundError as error:
+        check_submission_folders(cfg)
+    except (FileNotFoundError, FileExistsError) as error:
         sys.exit(f'{args.config}: {error}')
     runner = build_runner(cfg)
     if args.out is not None:

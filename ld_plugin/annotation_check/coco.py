@@ -1,0 +1,147 @@
+"""COCO's JSON files."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .report import Report, check_images_exist, unknown_class
+
+_TABLES = dict(
+    images=('id', 'file_name', 'width', 'height'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+    categories=('id', 'name'),
+)
+
+
+def check_coco(
+    file: Path, images: Path | None = None, classes: Sequence[str] | None = None
+) -> Report:
+    """Check an annotation file.
+
+    Args:
+        file: A ``*.json``.
+        images: The folder that file names count from; None looks for the first of them in the
+            file's folder and in the one above.
+        classes: The data set's class names, in its order; None lets every name pass.
+    """
+    report = Report()
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        report.error(f'{file}:{error.lineno}', f'no JSON: {error.msg} (column {error.colno})')
+        return report
+    except UnicodeDecodeError as error:
+        report.error(file, f'found bytes that are no UTF-8 text ({error})')
+        return report
+    if not _has_tables(report, file, content):
+        return report
+    report.num_images = len(content['images'])
+    name_of = {category['id']: category['name'] for category in content['categories']}
+    _check_annotations(report, file, content, name_of)
+    if classes is not None:
+        _check_classes(report, file, list(name_of.values()), classes)
+    names = [(f'{file}, image {image["id"]}', image['file_name']) for image in content['images']]
+    images = images or _image_folder(file, names)
+    check_images_exist(report, images, names, 'training stops at it')
+    return report
+
+
+def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
+    for _, name in names[:1]:
+        for root in (file.parent, file.parent.parent):
+            for path in root.rglob(name):
+                return Path(str(path)[: -len(name)])
+    return file.parent
+
+
+def _has_tables(report: Report, file: Path, content: Any) -> bool:
+    """Whether everything that the other checks read is there; what is missing is reported."""
+    if not isinstance(content, Mapping):
+        report.error(file, f'found a {type(content).__name__}, expected an object with {_tables()}')
+        return False
+    before = len(report.problems)
+    for table, needed in _TABLES.items():
+        rows = content.get(table)
+        if not isinstance(rows, list):
+            report.error(file, f"found no list '{table}', expected {_tables()}")
+            continue
+        for index, row in enumerate(rows):
+            missing = [k for k in needed if not isinstance(row, Mapping) or k not in row]
+            if missing:
+                place = f'{file}, {table}[{index}]'
+                report.error(place, f'has no {", ".join(missing)}; reading the file stops at it')
+    if len(report.problems) > before:
+        return False
+    for table in _TABLES:
+        (most, times), *_ = Counter(row['id'] for row in content[table]).most_common(1) or [(0, 0)]
+        if times > 1:
+            report.error(file, f"found {times} '{table}' with id {most!r}, expected one")
+    return len(report.problems) == before
+
+
+def _tables() -> str:
+    return ', '.join(_TABLES)
+
+
+def _check_annotations(
+    report: Report, file: Path, content: Mapping[str, Any], name_of: Mapping[int, str]
+) -> None:
+    size_of = {image['id']: (image['width'], image['height']) for image in content['images']}
+    for annotation in content['annotations']:
+        place = f'{file}, annotation {annotation["id"]}'
+        name = name_of.get(annotation['category_id'])
+        if name is None:
+            message = f"found category_id {annotation['category_id']!r}, which 'categories' lacks"
+            report.error(place, message)
+            continue
+        report.objects[name] += 1
+        size = size_of.get(annotation['image_id'])
+        if size is None:
+            message = f"found image_id {annotation['image_id']!r}, which 'images' lacks"
+            report.error(place, message)
+        elif not _is_box(annotation['bbox']):
+            message = (
+                f'found bbox {annotation["bbox"]!r}, expected four numbers: x, y, width, height'
+            )
+            report.error(place, message)
+        elif left_out := _left_out(annotation, size):
+            report.warn(place, f'{left_out}: bbox {annotation["bbox"]}; it is left out')
+
+
+def _is_box(box: Any) -> bool:
+    numbers = (int, float)
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(x, numbers) for x in box)
+
+
+def _left_out(annotation: Mapping[str, Any], size: tuple[float, float]) -> str:
+    """Why CocoDataset leaves a box out, if it does."""
+    x, y, width, height = annotation['bbox']
+    if annotation['area'] <= 0 or width < 1 or height < 1:
+        return 'found a box without area or thinner than a pixel'
+    if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
+        return f'found a box outside of its image of {size[0]} x {size[1]} pixels'
+    return ''
+
+
+def _check_classes(
+    report: Report, file: Path, names: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Compare the file's classes with the data set's; both have an order."""
+    for name in set(report.objects) - set(classes):
+        message = f'{unknown_class(name, classes)}; its {report.objects[name]} objects are left out'
+        report.error(file, message)
+    found = [name for name in names if name in classes]  # the labels 0, 1 ... of CocoDataset
+    for label, name in enumerate(found):
+        if name != classes[label]:
+            report.error(
+                file,
+                f"found class {name!r} in place {label} of 'categories' (others left out), where "
+                f'the data set has {classes[label]!r}: CocoDataset numbers classes in the '
+                "file's order, so every name from here on is another's. Write metainfo.classes "
+                'in that order, without classes that the file lacks',
+            )
+            return
+    for name in classes[len(found) :]:
+        report.warn(file, f'has no category {name!r}, which the data set has')

@@ -1,0 +1,85 @@
+"""What a check says."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong at a place.
+
+    Attributes:
+        place: A file, with its line where it has one, or a key of a config.
+        message: What was found, and what was expected.
+        is_error: Whether training stops at it or goes wrong; else it is a warning.
+    """
+
+    place: str
+    message: str
+    is_error: bool = True
+
+    def __str__(self) -> str:
+        return f'{self.place}: {"error" if self.is_error else "warning"}: {self.message}'
+
+
+@dataclass
+class Report:
+    """What was seen in one data set.
+
+    Attributes:
+        problems: In the order of files and lines.
+        num_images: Images that the annotations are of.
+        objects: How many objects of every class name, also of unknown ones.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    num_images: int = 0
+    objects: Counter[str] = field(default_factory=Counter)
+
+    def error(self, place: object, message: str) -> None:
+        self.problems.append(Problem(str(place), message))
+
+    def warn(self, place: object, message: str) -> None:
+        self.problems.append(Problem(str(place), message, is_error=False))
+
+    def __str__(self) -> str:
+        classes = ', '.join(f'{name} {count}' for name, count in self.objects.most_common())
+        total = self.objects.total()
+        return f'{self.num_images} images, {total} objects{": " * bool(classes)}{classes}'
+
+
+def unknown_class(name: str, classes: Sequence[str]) -> str:
+    """Message for a class name that the data set does not have."""
+    close = difflib.get_close_matches(name.lower(), [c.lower() for c in classes], n=1)
+    meant = [c for c in classes if c.lower() in close]
+    hint = f'; did you mean {meant[0]!r}?' if meant else f': {", ".join(classes)}'
+    return f"found class {name!r}, expected one of the data set's {len(classes)}{hint}"
+
+
+def check_images_exist(
+    report: Report, images: Path, names: Iterable[tuple[object, str]], consequence: str
+) -> None:
+    """Report images that are not there.
+
+    Args:
+        report: Is added to.
+        images: Their folder.
+        names: Pairs of the place that names an image, and its file name.
+        consequence: What happens otherwise.
+    """
+    there = file_names(images)
+    stems = {Path(name).stem: name for name in sorted(there)}
+    for place, name in names:
+        if name not in there and not Path(images, name).is_file():
+            other = stems.get(Path(name).stem)
+            hint = f' (there is {other})' if other else ''
+            report.error(place, f'its image {Path(images, name)} is missing{hint}; {consequence}')
+
+
+def file_names(folder: Path) -> Collection[str]:
+    """Names of what lies in a folder; one listing is faster than to ask for every file."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()

@@ -1,0 +1,195 @@
+"""What there is to check: the data sets of a config, or what lies in a folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import DATASETS
+from mmengine.fileio import list_from_file
+
+from ..data_check import is_local, missing_files, plain_datasets
+from ..errors import ConfigError
+from .coco import check_coco
+from .dota import check_dota, check_dota_images
+from .report import Problem, Report
+from .xml_files import check_hrsc, check_voc
+
+
+@dataclass(frozen=True)
+class Source:
+    """Annotations, and how to check them.
+
+    Attributes:
+        name: The annotations' path, and the config's key where there is one.
+        check: Reads them and says what is wrong.
+    """
+
+    name: str
+    check: Callable[[], Report]
+
+
+# --- of a config ----------------------------------------------------------------------------------
+
+
+def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Source]:
+    """The data sets of a config's data loaders, also inside of wrappers; each once.
+
+    Args:
+        cfg: A whole config whose ``custom_imports`` have been imported.
+        sections: Keys of data loaders.
+
+    Raises:
+        ConfigError: The type of a data set is not registered.
+    """
+    found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    for section in sections:
+        loader = cfg.get(section) or {}
+        for key, dataset in plain_datasets(loader.get('dataset'), f'{section}.dataset'):
+            files = {k: dataset.get(k) for k in ('type', 'data_root', 'ann_file', 'data_prefix')}
+            found.setdefault(repr(files), ([], dataset))[0].append(key)
+    scope = cfg.get('default_scope') or 'mmdet'
+    return [_of_dataset(', '.join(keys), dataset, scope) for keys, dataset in found.values()]
+
+
+def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
+    cls = _dataset_class(key, dataset['type'], scope)
+    name = f'{_path(dataset, dataset.get("ann_file") or "")} ({key})'
+    if missing := list(missing_files(dataset, key.split(',')[0])):
+        return Source(name, lambda: Report([Problem(*text.split(': ', 1)) for text in missing]))
+    if not is_local(dataset):
+        return _unchecked(name, 'it is on a storage server')
+    # a data set that reads its files in its own way is not one of those below
+    reader = next(c for c in cls.__mro__ if 'load_data_list' in vars(c)).__name__
+    if reader not in _DATASETS:
+        return _unchecked(name, f'there is no check for what {reader} reads')
+    return Source(name, lambda: _DATASETS[reader](dataset, cls))
+
+
+def _dataset_class(key: str, kind: str | type, scope: str) -> type:
+    if isinstance(kind, type):
+        return kind
+    # by its full name, for MMDetection's registry does not look into MMRotate's otherwise
+    cls = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}') or DATASETS.get(kind)
+    if cls is None:
+        raise ConfigError(
+            f'{key}.type: {kind!r} is not a registered data set. Correct the name, or name the '
+            'module that has it in custom_imports.'
+        )
+    return cls
+
+
+def _unchecked(name: str, why: str) -> Source:
+    problem = Problem(name, f'not checked: {why}', is_error=False)
+    return Source(name, lambda: Report([problem]))
+
+
+def _classes(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
+    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes', ())
+    return list_from_file(classes) if isinstance(classes, str) else classes
+
+
+def _path(dataset: Mapping[str, Any], relative: str) -> Path:
+    return Path(dataset.get('data_root') or '', relative)
+
+
+def _prefix(dataset: Mapping[str, Any], name: str) -> str:
+    return (dataset.get('data_prefix') or {}).get(name, '')
+
+
+def _dota_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
+    images = _path(dataset, _prefix(dataset, 'img_path'))
+    suffix = dataset.get('img_suffix', 'png')
+    if not dataset.get('ann_file'):
+        return check_dota_images(images, suffix)
+    return check_dota(_path(dataset, dataset['ann_file']), images, _classes(dataset, cls), suffix)
+
+
+def _coco_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
+    images = _path(dataset, _prefix(dataset, 'img'))
+    return check_coco(_path(dataset, dataset['ann_file']), images, _classes(dataset, cls))
+
+
+def _voc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
+    folders = _xml_and_images(dataset, 'JPEGImages')
+    return check_voc(*folders, _listed(dataset), _classes(dataset, cls))
+
+
+def _hrsc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
+    return check_hrsc(*_xml_and_images(dataset, 'AllImages'), _listed(dataset))
+
+
+def _listed(dataset: Mapping[str, Any]) -> list[str]:
+    return list_from_file(_path(dataset, dataset['ann_file']))
+
+
+def _xml_and_images(dataset: Mapping[str, Any], images: str) -> tuple[Path, Path]:
+    root = _path(dataset, _prefix(dataset, 'sub_data_root'))
+    annotations = dataset.get('ann_subdir', 'Annotations')
+    return root / annotations, root / dataset.get('img_subdir', images)
+
+
+#: by the class that reads the files: DOTAv15Dataset is a DOTADataset with other classes
+_DATASETS = dict(
+    DOTADataset=_dota_dataset,
+    CocoDataset=_coco_dataset,
+    XMLDataset=_voc_dataset,
+    HRSCDataset=_hrsc_dataset,
+)
+
+
+# --- in a folder ----------------------------------------------------------------------------------
+
+
+def folder_sources(folder: Path, classes: Sequence[str] | None = None) -> list[Source]:
+    """What lies in a folder, or below it, in one of the known forms.
+
+    - DOTA: ``*.txt`` in ``annfiles`` (for data sets) or ``labelTxt...`` (for the splitting tool),
+      beside ``images``;
+    - COCO: ``*.json``, with the images anywhere in its folder or the one above;
+    - VOC and HRSC2016: ``Annotations/*.xml``, beside ``JPEGImages`` or ``AllImages``.
+
+    Args:
+        folder: Where to look.
+        classes: Class names that may occur; None lets every name pass.
+    """
+    found = []
+    for path in [folder, *sorted(p for p in folder.rglob('*') if p.is_dir())]:
+        if path.name == 'Annotations' and (files := sorted(path.glob('*.xml'))):
+            found.append(_of_xml_folder(files, classes))
+        if (named := _text_folder(path, folder)) and next(path.glob('*.txt'), None):
+            found.append(_of_text_folder(path, named, classes))
+        found += [_of_json(f, classes) for f in sorted(path.glob('*.json')) if _looks_like_coco(f)]
+    return found
+
+
+def _text_folder(path: Path, top: Path) -> Path | None:
+    """The folder of DOTA's text files, by its name, that a path is or lies in."""
+    between = [p for p in (path, *path.parents) if p == top or top in p.parents]
+    named = [p for p in between if p.name == 'annfiles' or p.name.startswith('labelTxt')]
+    return named[-1] if named else None
+
+
+def _of_text_folder(path: Path, named: Path, classes: Sequence[str] | None) -> Source:
+    raw, images = named.name != 'annfiles', named.parent / 'images'
+    suffixes = {image.suffix for image in images.glob('*')}
+    suffix = 'png' if '.png' in suffixes or not suffixes else min(suffixes).removeprefix('.')
+    return Source(str(path), lambda: check_dota(path, images, classes, suffix, raw))
+
+
+def _of_xml_folder(files: Sequence[Path], classes: Sequence[str] | None) -> Source:
+    folder, names = files[0].parent, [file.stem for file in files]
+    if (folder.parent / 'AllImages').is_dir():
+        return Source(str(folder), lambda: check_hrsc(folder, folder.parent / 'AllImages', names))
+    images = folder.parent / 'JPEGImages'
+    return Source(str(folder), lambda: check_voc(folder, images, names, classes))
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """By the names of its tables, so that a broken file is one, too."""
+    text = file.read_bytes()
+    return b'"images"' in text and b'"annotations"' in text
+
+
+def _of_json(file: Path, classes: Sequence[str] | None) -> Source:
+    return Source(str(file), lambda: check_coco(file, classes=classes))

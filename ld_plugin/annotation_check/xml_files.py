@@ -1,0 +1,109 @@
+"""PASCAL VOC's and HRSC2016's XML files, one for every image."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .report import Report, check_images_exist, unknown_class
+
+_VOC_BOX = ('xmin', 'ymin', 'xmax', 'ymax')
+_HRSC_BOX = ('mbox_cx', 'mbox_cy', 'mbox_w', 'mbox_h', 'mbox_ang')
+_HRSC_HEADER = ('header_x', 'header_y')
+
+
+def check_voc(
+    annotations: Path, images: Path, names: Sequence[str], classes: Sequence[str] | None = None
+) -> Report:
+    """Check annotations in PASCAL VOC's form.
+
+    Args:
+        annotations: Folder of ``NAME.xml``.
+        images: Folder of ``NAME.jpg``.
+        names: What to check.
+        classes: Class names that may occur; None lets every name pass.
+    """
+    report = Report(num_images=len(names))
+    for file, root in _parsed(report, annotations, names):
+        for number, thing in enumerate(root.findall('object'), start=1):
+            _check_voc_object(report, f'{file}, object {number}', root, thing, classes)
+    listed = [(annotations / f'{name}.xml', f'{name}.jpg') for name in names]
+    check_images_exist(report, images, listed, 'training stops at it')
+    return report
+
+
+def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
+    """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``."""
+    report = Report(num_images=len(names))
+    for file, root in _parsed(report, annotations, names):
+        if _number(root, 'Img_SizeWidth') is None:
+            report.error(file, _not_a_number(root, 'Img_SizeWidth'))
+        for number, thing in enumerate(root.findall('HRSC_Objects/HRSC_Object'), start=1):
+            place = f'{file}, object {number}'
+            report.objects['ship'] += 1
+            wrong = [k for k in (*_HRSC_BOX, *_HRSC_HEADER) if _number(thing, k) is None]
+            if wrong:
+                report.error(place, _not_a_number(thing, wrong[0]))
+            elif min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h')) <= 0:
+                report.warn(place, 'found a box without area, whose offsets are infinite')
+    listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
+    check_images_exist(report, images, listed, 'training stops at it')
+    return report
+
+
+def _parsed(
+    report: Report, annotations: Path, names: Sequence[str]
+) -> Iterator[tuple[Path, ET.Element]]:
+    """Files with their root elements; what is no XML is reported."""
+    for name in names:
+        file = annotations / f'{name}.xml'
+        try:
+            yield file, ET.parse(file).getroot()
+        except FileNotFoundError:
+            report.error(file, 'is missing; reading the data set stops at it')
+        except ET.ParseError as error:
+            line, column = error.position
+            reason = str(error).split(':')[0]
+            report.error(f'{file}:{line}', f'no XML: {reason} (column {column + 1})')
+
+
+def _check_voc_object(
+    report: Report,
+    place: str,
+    root: ET.Element,
+    thing: ET.Element,
+    classes: Sequence[str] | None,
+) -> None:
+    name, box = thing.findtext('name'), thing.find('bndbox')
+    if name is None or box is None:
+        report.error(place, 'has no name or no bndbox; reading the data set stops at it')
+        return
+    report.objects[name] += 1
+    wrong = [key for key in _VOC_BOX if _number(box, key) is None]
+    if wrong:
+        report.error(place, _not_a_number(box, wrong[0]))
+        return
+    if thing.find('difficult') is not None and _number(thing, 'difficult') is None:
+        report.error(place, _not_a_number(thing, 'difficult'))
+    if classes is not None and name not in classes:
+        report.error(place, f'{unknown_class(name, classes)}; it is left out without a word')
+    x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
+    if x1 <= x0 or y1 <= y0:
+        report.warn(place, f'found a box without area: {x0:g} {y0:g} {x1:g} {y1:g}')
+    width, height = (_number(root, f'size/{key}') for key in ('width', 'height'))
+    if width and height and (x0 > width or y0 > height or x1 < 1 or y1 < 1):
+        report.error(
+            place,
+            f'the box {x0:g} {y0:g} {x1:g} {y1:g} lies outside of its image of '
+            f'{width:g} x {height:g} pixels; every prior may be assigned to it',
+        )
+
+
+def _number(element: ET.Element, key: str) -> float | None:
+    try:
+        return float(element.findtext(key, default=''))
+    except ValueError:
+        return None
+
+
+def _not_a_number(element: ET.Element, key: str) -> str:
+    return f'found {element.findtext(key)!r} as {key}, expected a number'

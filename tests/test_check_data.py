@@ -1,0 +1,521 @@
+"""`tools/check_data.py`: every message, and what the stock data sets do without it."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.registry import DATASETS
+from mmengine import Config
+from mmengine.utils import is_installed
+
+from ld_plugin.annotation_check import Report, config_sources
+from ld_plugin.annotation_check.coco import check_coco
+from ld_plugin.annotation_check.dota import check_dota, check_dota_images
+from ld_plugin.annotation_check.xml_files import check_hrsc, check_voc
+from ld_plugin.errors import ConfigError
+
+TOOL = Path(__file__).parents[1] / 'tools' / 'check_data.py'
+CLASSES = ('plane', 'small-vehicle')
+GOOD = '10 10 30 10 30 20 10 20 plane 0'
+needs_mmrotate = pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
+
+
+def _load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('check_data', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def image(path: Path) -> Path:
+    """64 x 48 pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((48, 64, 3), np.uint8))
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def messages(report: Report, is_error: bool = True) -> list[str]:
+    return [str(problem) for problem in report.problems if problem.is_error == is_error]
+
+
+# --- DOTA -----------------------------------------------------------------------------------------
+
+
+def dota(root: Path, *lines: str, raw: bool = False) -> Report:
+    """Check one image with these lines, in classes of its own."""
+    image(root / 'images/P1.png')
+    text(root / 'annfiles/P1.txt', '\n'.join([GOOD, *lines]) + '\n')
+    return check_dota(root / 'annfiles', root / 'images', CLASSES, raw=raw)
+
+
+def test_good_lines(tmp_path: Path) -> None:
+    turned = '10.5 -3.25 30.0 10 25 20 5e0 8 small-vehicle 2'  # over the border, cut by the tool
+    report = dota(tmp_path, turned, raw=False)
+    assert report.problems == []
+    assert str(report) == '1 images, 2 objects: plane 1, small-vehicle 1'
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('imagesource:GoogleEarth', "found 'imagesource:GoogleEarth', a line of the raw files at"),
+        ('gsd:0.14', "found 'gsd:0.14', a line of the raw files"),
+        ('', 'found an empty line, at which DOTADataset stops'),
+        (
+            '1 2 3 4 5 6 7 8 plane',
+            'found 9 fields, expected 10 (x1 y1 x2 y2 x3 y3 x4 y4 class diff',
+        ),
+        ('10 10 30 10 30 20 10 20 small vehicle 0', 'found 11 fields, expected 10'),
+        ('10 10 30 ten 30 20 10 20 plane 0', "found 'ten' as coordinate 4 of 8, expected a number"),
+        ('10 10 30 10 nan 20 10 20 plane 0', "found 'nan' as coordinate 5 of 8, expected a number"),
+        (
+            '10 10 30 10 30 20 10 20 Plane 0',
+            "found class 'Plane', expected one of the data set's 2",
+        ),
+        ('10 10 30 10 30 20 10 20 zebra 0', "the data set's 2: plane, small-vehicle"),
+        ('10 10 30 10 30 20 10 20 plane easy', "found difficulty 'easy', expected a whole number"),
+        ('10 10 30 10 30 10 10 10 plane 0', 'found a quadrilateral without area, whose offsets'),
+        ('10 10 10 10 10 10 10 10 plane 0', 'found a quadrilateral without area'),
+        (
+            '100 10 130 10 130 20 100 20 plane 0',
+            'the quadrilateral lies outside of its image of 64 x 48 pixels',
+        ),
+    ],
+)
+def test_malformed_line_is_named_with_file_and_line(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    (found,) = messages(dota(tmp_path, line, GOOD))
+    assert found.startswith(f'{tmp_path}/annfiles/P1.txt:2: error: ')
+    assert message in found
+
+
+def test_every_line_is_named(tmp_path: Path) -> None:
+    found = messages(dota(tmp_path, 'plane', GOOD, '1 2 3', '10 10 30 10 30 20 10 20 plan 0'))
+    assert [message.split(':')[1] for message in found] == ['2', '4', '5']
+    assert "did you mean 'plane'?" in found[2]
+
+
+@pytest.mark.parametrize('line', ['imagesource:GoogleEarth', 'gsd:null', ''])
+def test_raw_files_have_headers(tmp_path: Path, line: str) -> None:
+    assert dota(tmp_path, line, raw=True).problems == []
+
+
+@pytest.mark.parametrize('line', [GOOD.replace(' 0', '\t0'), GOOD + ' ', ' ' + GOOD])
+def test_raw_files_are_separated_by_single_spaces(tmp_path: Path, line: str) -> None:
+    assert dota(tmp_path, line).problems == []
+    (found,) = messages(dota(tmp_path, line, raw=True))
+    assert 'found other separators than single spaces, which the splitting tool needs' in found
+
+
+def test_image_and_annotation_need_each_other(tmp_path: Path) -> None:
+    image(tmp_path / 'images/P3.png')
+    image(tmp_path / 'images/P4.jpg')
+    text(tmp_path / 'annfiles/P2.txt', '')
+    text(tmp_path / 'annfiles/P4.txt', '')
+    report = dota(tmp_path)
+    missing, other = messages(report)
+    folder = tmp_path / 'images'
+    assert f'P2.txt: error: its image {folder}/P2.png is missing; training stops at it' in missing
+    assert 'P4.png is missing (there is P4.jpg); training' in other
+    (unseen,) = messages(report, is_error=False)
+    assert unseen.startswith(f'{folder}/P3.png: warning: has no {tmp_path}/annfiles/P3.txt; it is')
+    raw = check_dota(tmp_path / 'annfiles', folder, raw=True)
+    assert 'the splitting tool leaves its objects out without a word' in messages(raw)[0]
+    assert 'takes it for an image without objects' in messages(raw, is_error=False)[0]
+
+
+def test_empty_folder_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / 'annfiles').mkdir()
+    (found,) = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images'))
+    assert 'found no *.txt, expected one for every image' in found
+    image(tmp_path / 'images/P1.png')
+    (tmp_path / 'annfiles/P1.txt').write_bytes(b'\xff\xfe1')
+    (found,) = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images'))
+    assert f'{tmp_path}/annfiles/P1.txt: error: found bytes that are no UTF-8 text' in found
+
+
+def test_images_to_test_on(tmp_path: Path) -> None:
+    (found,) = messages(check_dota_images(tmp_path / 'images'))
+    assert 'found no *.png, expected the images to test on' in found
+    image(tmp_path / 'images/P1.png')
+    assert check_dota_images(tmp_path / 'images').problems == []
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+def coco_content() -> dict[str, list[dict[str, Any]]]:
+    return dict(
+        images=[dict(id=1, file_name='a.jpg', width=64, height=48)],
+        annotations=[
+            dict(id=7, image_id=1, category_id=i, bbox=[1, 2, 30, 20], area=600) for i in (1, 2)
+        ],
+        categories=[dict(id=1, name='plane'), dict(id=2, name='small-vehicle')],
+    )
+
+
+def coco(root: Path, change: Callable[[dict], object]) -> Report:
+    content = coco_content()
+    content['annotations'][1]['id'] = 8
+    change(content)
+    image(root / 'images/a.jpg')
+    return check_coco(text(root / 'a.json', json.dumps(content)), root / 'images', CLASSES)
+
+
+def test_good_coco_file(tmp_path: Path) -> None:
+    report = coco(tmp_path, lambda content: None)
+    assert report.problems == []
+    assert str(report) == '1 images, 2 objects: plane 1, small-vehicle 1'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda c: c.pop('images'),
+            "a.json: error: found no list 'images', expected images, annot",
+        ),
+        (lambda c: c['annotations'][0].pop('area'), 'annotations[0]: error: has no area; reading'),
+        (lambda c: c['images'].append(3), 'images[1]: error: has no id, file_name, width, height'),
+        (
+            lambda c: c['annotations'][1].update(id=7),
+            "found 2 'annotations' with id 7, expected one",
+        ),
+        (
+            lambda c: c['annotations'][0].update(category_id=9),
+            "annotation 7: error: found category_id 9, which 'categories' lacks",
+        ),
+        (
+            lambda c: c['annotations'][0].update(image_id=9),
+            "annotation 7: error: found image_id 9, which 'images' lacks",
+        ),
+        (
+            lambda c: c['annotations'][0].update(bbox=[1, 2, 3]),
+            'annotation 7: error: found bbox [1, 2, 3], expected four numbers: x, y, width, height',
+        ),
+        (
+            lambda c: c['images'][0].update(file_name='b.jpg'),
+            'a.json, image 1: error: its image {root}/images/b.jpg is missing; training stops',
+        ),
+        (
+            lambda c: c['categories'][1].update(name='smallvehicle'),
+            "found class 'smallvehicle', expected one of the data set's 2; did you mean "
+            "'small-vehicle'?; its 1 objects are left out",
+        ),
+        (
+            lambda c: c['categories'].reverse(),
+            "found class 'small-vehicle' in place 0 of 'categories' (others left out), where the "
+            "data set has 'plane'",
+        ),
+    ],
+)
+def test_errors_of_coco_files(tmp_path: Path, change: Callable, message: str) -> None:
+    (found,) = messages(coco(tmp_path, change))
+    assert message.format(root=tmp_path) in found
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c: c['annotations'][0].update(bbox=[1, 2, 30, 0]), 'without area or thinner than'),
+        (
+            lambda c: c['annotations'][0].update(area=0),
+            'without area or thinner than a pixel: bbox',
+        ),
+        (
+            lambda c: c['annotations'][0].update(bbox=[64, 2, 5, 5]),
+            'found a box outside of its image of 64 x 48 pixels: bbox [64, 2, 5, 5]; it is',
+        ),
+        (
+            lambda c: (c['categories'].pop(), c['annotations'].pop()),
+            "a.json: warning: has no category 'small-vehicle', which the data set has",
+        ),
+    ],
+)
+def test_warnings_of_coco_files(tmp_path: Path, change: Callable, message: str) -> None:
+    report = coco(tmp_path, change)
+    (found,) = messages(report, is_error=False)
+    assert message in found
+    assert messages(report) == []
+
+
+def test_broken_json(tmp_path: Path) -> None:
+    (found,) = messages(check_coco(text(tmp_path / 'a.json', '{"images": [\n  {"id": }]}')))
+    assert found == f'{tmp_path}/a.json:2: error: no JSON: Expecting value (column 10)'
+    (found,) = messages(check_coco(text(tmp_path / 'a.json', '[]')))
+    assert 'found a list, expected an object with images, annotations, categories' in found
+
+
+# --- VOC and HRSC ---------------------------------------------------------------------------------
+
+VOC = """<annotation><size><width>64</width><height>48</height></size>
+<object><name>plane</name><difficult>0</difficult><bndbox>
+<xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>"""
+HRSC = """<HRSC_Image><Img_SizeWidth>64</Img_SizeWidth><HRSC_Objects><HRSC_Object>
+<mbox_cx>9</mbox_cx><mbox_cy>9</mbox_cy><mbox_w>8</mbox_w><mbox_h>4</mbox_h><mbox_ang>1</mbox_ang>
+<header_x>9</header_x><header_y>9</header_y></HRSC_Object></HRSC_Objects></HRSC_Image>"""
+
+
+def voc(root: Path, old: str = '', new: str = '') -> Report:
+    image(root / 'JPEGImages/a.jpg')
+    text(root / 'Annotations/a.xml', VOC.replace(old, new))
+    return check_voc(root / 'Annotations', root / 'JPEGImages', ['a'], CLASSES)
+
+
+def hrsc(root: Path, old: str = '', new: str = '') -> Report:
+    image(root / 'AllImages/a.bmp')
+    text(root / 'Annotations/a.xml', HRSC.replace(old, new))
+    return check_hrsc(root / 'Annotations', root / 'AllImages', ['a'])
+
+
+@pytest.mark.parametrize('check', [voc, hrsc])
+def test_good_xml_files(tmp_path: Path, check: Callable) -> None:
+    assert check(tmp_path).problems == []
+    assert check(tmp_path).objects.total() == 1
+
+
+@pytest.mark.parametrize(
+    ('check', 'old', 'new', 'message'),
+    [
+        (voc, '</bndbox>', '', 'a.xml:3: error: no XML: mismatched tag (column 61)'),
+        (voc, '<name>plane</name>', '', 'object 1: error: has no name or no bndbox; reading'),
+        (voc, '<xmin>1<', '<xmin>one<', "found 'one' as xmin, expected a number"),
+        (voc, '<xmin>1</xmin>', '', 'found None as xmin, expected a number'),
+        (voc, '<difficult>0<', '<difficult>no<', "found 'no' as difficult, expected a number"),
+        (voc, '>plane<', '>planes<', "did you mean 'plane'?; it is left out without a word"),
+        (
+            voc,
+            '<width>64<',
+            '<width>0.5<',
+            'the box 1 2 30 20 lies outside of its image of 0.5 x 48 pixels; every prior',
+        ),
+        (hrsc, '</header_y>', '', 'a.xml:3: error: no XML: mismatched tag'),
+        (hrsc, '>64<', '><', "a.xml: error: found '' as Img_SizeWidth, expected a number"),
+        (hrsc, '<mbox_ang>1</mbox_ang>', '', 'object 1: error: found None as mbox_ang, expected'),
+        (hrsc, '<header_x>9<', '<header_x>?<', "found '?' as header_x, expected a number"),
+    ],
+)
+def test_errors_of_xml_files(
+    tmp_path: Path, check: Callable, old: str, new: str, message: str
+) -> None:
+    (found,) = messages(check(tmp_path, old, new))
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ('check', 'old', 'new', 'message'),
+    [
+        (voc, '<xmax>30<', '<xmax>1<', 'object 1: warning: found a box without area: 1 2 1 20'),
+        (hrsc, '<mbox_h>4<', '<mbox_h>0<', 'object 1: warning: found a box without area'),
+    ],
+)
+def test_boxes_without_area_in_xml_files(
+    tmp_path: Path, check: Callable, old: str, new: str, message: str
+) -> None:
+    report = check(tmp_path, old, new)
+    assert message in messages(report, is_error=False)[0]
+    assert messages(report) == []
+
+
+def test_missing_xml_files_and_images(tmp_path: Path) -> None:
+    found = messages(check_voc(tmp_path, tmp_path, ['a']))
+    assert found[0] == f'{tmp_path}/a.xml: error: is missing; reading the data set stops at it'
+    assert f'its image {tmp_path}/a.jpg is missing; training stops at it' in found[1]
+    assert (
+        f'its image {tmp_path}/a.bmp is missing'
+        in messages(check_hrsc(tmp_path, tmp_path, ['a']))[1]
+    )
+
+
+# --- from a config --------------------------------------------------------------------------------
+
+
+def checked(dataset: Mapping[str, Any], *loaders: str) -> list[Report]:
+    cfg = {f'{loader}_dataloader': dict(dataset=dataset) for loader in loaders or ('train',)}
+    return [source.check() for source in config_sources(Config(cfg), list(cfg))]
+
+
+def coco_dataset(root: Path) -> dict[str, Any]:
+    coco(root, lambda content: content['annotations'][0].update(image_id=9))
+    metainfo = dict(classes=CLASSES)
+    prefix = dict(img='images/')
+    return dict(
+        type='CocoDataset', data_root=str(root), ann_file='a.json', data_prefix=prefix,
+        metainfo=metainfo,
+    )  # fmt: skip
+
+
+def test_a_data_set_is_checked_once(tmp_path: Path) -> None:
+    (report,) = checked(coco_dataset(tmp_path), 'val', 'test')
+    assert len(messages(report)) == 1
+    loaders = [f'{loader}_dataloader' for loader in ('train', 'val')]
+    cfg = Config({loader: dict(dataset=coco_dataset(tmp_path)) for loader in loaders})
+    (source,) = config_sources(cfg, [*loaders, 'test_dataloader'])
+    assert source.name == f'{tmp_path}/a.json (train_dataloader.dataset, val_dataloader.dataset)'
+
+
+def test_wrappers_are_looked_into(tmp_path: Path) -> None:
+    one = coco_dataset(tmp_path / 'one')
+    parts = dict(type='ConcatDataset', datasets=[one, coco_dataset(tmp_path / 'two')])
+    reports = checked(dict(type='RepeatDataset', times=2, dataset=parts))
+    assert [len(messages(report)) for report in reports] == [1, 1]
+
+
+def test_class_names_of_a_file_and_of_the_data_set(tmp_path: Path) -> None:
+    dataset = coco_dataset(tmp_path)
+    names = text(tmp_path / 'names.txt', 'plane\nsmall-vehicle')
+    (report,) = checked(dataset | dict(metainfo=dict(classes=str(names))))
+    assert len(messages(report)) == 1
+    (report,) = checked(dataset | dict(metainfo=None))
+    assert any(
+        "found class 'plane', expected one of the data set's 80" in m for m in messages(report)
+    )
+
+
+def test_missing_folder_is_said_by_its_key(tmp_path: Path) -> None:
+    (report,) = checked(coco_dataset(tmp_path) | dict(data_root='nowhere'))
+    (found,) = messages(report)
+    assert found.startswith("train_dataloader.dataset.data_root: error: folder 'nowhere' not found")
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(type='LVISV1Dataset'), 'not checked: there is no check for what LVISV1Dataset reads'),
+        (dict(data_root='s3://bucket'), 'not checked: it is on a storage server'),
+    ],
+)
+def test_what_is_not_checked_is_said(tmp_path: Path, change: dict, message: str) -> None:
+    (report,) = checked(coco_dataset(tmp_path) | change)
+    assert messages(report, is_error=False)[0].endswith(message)
+
+
+def test_unknown_data_set() -> None:
+    with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.type: 'Coco' is not a reg"):
+        checked(dict(type='Coco'))
+
+
+@needs_mmrotate
+def test_voc_dota_and_hrsc_data_sets(tmp_path: Path) -> None:
+    voc(tmp_path, '>plane<', '>zebra<')
+    names = str(text(tmp_path / 'names.txt', 'a'))
+    common = dict(data_root=str(tmp_path), metainfo=dict(classes=CLASSES))
+    (report,) = checked(dict(type='VOCDataset', ann_file=names, **common))
+    assert 'zebra' in messages(report)[0]
+    hrsc(tmp_path, '<mbox_ang>1<', '<mbox_ang>?<')
+    (report,) = checked(dict(type='mmrotate.HRSCDataset', ann_file=names, **common))
+    assert 'mbox_ang' in messages(report)[0]
+    dota(tmp_path, '')
+    prefix = dict(data_prefix=dict(img_path='images/'))
+    kind = dict(type='mmrotate.DOTAv15Dataset', **prefix)
+    (report,) = checked(kind | dict(ann_file='annfiles/', **common))
+    assert len(messages(report)) == 1
+    (report,) = checked(kind | dict(ann_file='annfiles/', data_root=str(tmp_path)))
+    assert 'an empty line' in messages(report)[0]
+    (report,) = checked(kind | dict(ann_file='', data_root=str(tmp_path)))
+    assert (report.problems, report.num_images) == ([], 1)
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, arguments)])
+    return _load_tool().main()
+
+
+def test_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    image(tmp_path / 'raw/images/P1.png')
+    text(tmp_path / 'raw/labelTxt-v1.0/labelTxt/P1.txt', f'imagesource:x\ngsd:1\n{GOOD}\n')
+    image(tmp_path / 'split/images/P1__10__0___0.jpg')
+    text(tmp_path / 'split/annfiles/P1__10__0___0.txt', GOOD)
+    voc(tmp_path / 'voc')
+    hrsc(tmp_path / 'hrsc')
+    image(tmp_path / 'coco/images/a.jpg')
+    text(tmp_path / 'coco/annotations/a.json', json.dumps(coco_content()).replace('7', '8', 1))
+    text(tmp_path / 'coco/options.json', '{}')
+    assert run(monkeypatch, tmp_path) == 0
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert summary == 'errors: 0, warnings: 0'
+    assert len(lines) == 5
+    assert run(monkeypatch, tmp_path, '--classes', 'ship', 'plane') == 1
+    assert 'small-vehicle' in capsys.readouterr().out
+
+
+def test_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    dataset = coco_dataset(tmp_path)
+    cfg = text(tmp_path / 'mine.py', f'train_dataloader = dict(dataset={dataset!r})')
+    assert run(monkeypatch, cfg) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == 'errors: 1, warnings: 0'
+    key = 'train_dataloader.dataset.data_root'
+    assert run(monkeypatch, cfg, '--cfg-options', f'{key}={tmp_path}/gone') == 1
+    assert f"{key}: error: folder '{tmp_path}/gone' not found" in capsys.readouterr().out
+    with pytest.raises(
+        SystemExit, match='found nothing to check, expected a data set in val_datal'
+    ):
+        run(monkeypatch, cfg, '--loaders', 'val')
+
+
+def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r'found nothing to check, expected annfiles/\*\.txt'):
+        run(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit, match=r'gone\.py: found no such folder or config'):
+        run(monkeypatch, 'gone.py')
+    assert _load_tool().find_config('gfl_r18_fpn_1x_coco.py').parts[-2:] == (
+        'ld',
+        'gfl_r18_fpn_1x_coco.py',
+    )
+
+
+# --- what the stock data sets do ------------------------------------------------------------------
+
+
+@needs_mmrotate
+@pytest.mark.parametrize(
+    ('line', 'error'),
+    [
+        ('imagesource:GoogleEarth', ValueError),
+        ('', IndexError),
+        ('10 10 30 10 30 20 10 20 plane', IndexError),
+        ('10 10 30 10 30 20 10 20 zebra 0', KeyError),
+    ],
+)
+def test_stock_data_set_does_not_say_where(tmp_path: Path, line: str, error: type) -> None:
+    dota(tmp_path, line)
+    dataset = dict(
+        type='mmrotate.DOTADataset',
+        ann_file=f'{tmp_path}/annfiles/',
+        data_prefix=dict(img_path=f'{tmp_path}/images/'),
+        metainfo=dict(classes=CLASSES),
+    )
+    with pytest.raises(error) as caught:
+        DATASETS.build(dataset)
+    assert 'P1' not in str(caught.value)
+
+
+def test_stock_data_set_numbers_classes_in_the_order_of_the_file(tmp_path: Path) -> None:
+    dataset = coco_dataset(tmp_path)
+    coco(tmp_path, lambda content: content['categories'].reverse())
+    built = DATASETS.build(dataset)
+    labels = [instance['bbox_label'] for instance in built[0]['instances']]
+    assert [built.metainfo['classes'][label] for label in labels] == ['small-vehicle', 'plane']
+    names = coco_content()['categories']
+    assert [category['name'] for category in names] == ['plane', 'small-vehicle']
