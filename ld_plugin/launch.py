@@ -8,6 +8,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .detectors.model_config import read_file
+
 
 class _Runner(Runner):
     """Writes the config that it ran as `config.py`, not under the name of the config file.
@@ -49,7 +51,7 @@ def load_config(args: Namespace) -> Config:
     The work folder is the command line's, else the config's, else `work_dirs/<name of the config>`.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_file(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

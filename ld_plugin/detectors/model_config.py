@@ -13,7 +13,7 @@ from ..errors import ConfigError
 _KEY = 'model.teacher.config'
 _OWN_PACKAGE = 'ld_plugin'
 #: what to install for a package that this one can do without
-_EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
+EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Config:
@@ -37,10 +37,28 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
                 f'{Path.cwd()}). Give a path, a dict, or a stock config, for example '
                 "'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
             )
-        loaded = Config.fromfile(config)
+        loaded = read_file(config)
     if not isinstance(loaded.get('model'), Mapping):
         raise ConfigError(f"{_KEY}: {config!r} has no 'model'; expected a whole detector config.")
     return loaded
+
+
+def read_file(path: str | Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: Its ``_base_`` is a config of a package that is not installed.
+    """
+    try:
+        return Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        for package, how in EXTRAS.items():
+            if str(error).startswith(f'{package} is not installed'):
+                raise ConfigError(
+                    f'_base_ of {path}: found a config of {package}, which is not installed. '
+                    f'Install it ({how}).'
+                ) from error
+        raise
 
 
 def student_model(config: Config) -> ConfigDict:
@@ -90,7 +108,7 @@ def _read_packaged(name: str) -> Config:
     if package == _OWN_PACKAGE:
         path = own_config_root() / relative
         if path.is_file():
-            return Config.fromfile(path)
+            return read_file(path)
         raise ConfigError(f'{_KEY}: found {name!r}, but {path} does not exist.')
     _check_installed(name)
     try:
@@ -106,7 +124,7 @@ def _check_installed(name: str) -> None:
     """Stop where the package of ``'package::...'`` is missing: mmengine would pip-install it."""
     package = name.split('::', 1)[0]
     if not package.isidentifier() or not is_installed(package):
-        how = f' ({_EXTRAS[package]})' if package in _EXTRAS else ''
+        how = f' ({EXTRAS[package]})' if package in EXTRAS else ''
         raise ConfigError(
             f'{_KEY}: found {name!r}, but no package {package!r} is installed. Install it{how}, '
             "correct the name (the part before '::'), or give a path."

@@ -16,3 +16,5 @@ if is_installed('mmrotate'):
     from .rotated import DistributionRotatedFCOSHead, DistributionRotatedRetinaHead
 
     __all__ += ['DistributionRotatedFCOSHead', 'DistributionRotatedRetinaHead']
+else:
+    from . import missing  # noqa: F401  (says so where a config names them)

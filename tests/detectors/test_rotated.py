@@ -1,14 +1,21 @@
 """Students over MMRotate's configs: stock in everything but what the distillers add."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmengine import ConfigDict
+from mmengine import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.structures import InstanceData
 from torch import nn
 
 from ld_plugin import ConfigError, recipes
+from ld_plugin.dense.outputs import level_rows
 from ld_plugin.detectors import model_config
+from tests.dense.heads import rotated
 from tests.families import scope, tiny
 from tests.models import batch, build, losses, rotate, tiny_distilled
 
@@ -93,6 +100,60 @@ def test_a_distilled_student_teaches_in_its_turn() -> None:
     assert losses(model, data())['loss_im'] > 0
 
 
+LINES = """
+_base_ = 'mmrotate::{name}'
+from ld_plugin.recipes import {recipe}
+
+custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+model = dict(
+    type='mmdet.Distilled{kind}Detector',
+    teacher=dict(config='mmrotate::{name}', checkpoint=None),
+    distillers={recipe},
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'recipe'),
+    [
+        ('rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py', 'SingleStage', 'bckd'),
+        ('roi_trans/roi-trans-oc_r50_fpn_1x_dota.py', 'TwoStage', 'defeat_two_stage'),
+    ],
+)
+def test_a_few_lines_over_a_stock_config(name: str, kind: str, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text(LINES.format(name=name, kind=kind, recipe=recipe))
+    config, stock = Config.fromfile(tmp_path / 'mine.py'), get_config(f'mmrotate::{name}')
+    added = dict(teacher=config.model.teacher, distillers=config.model.distillers)
+    config.model.pop('_scope_')  # mmengine's, where a base belongs to another package
+    assert config.model == dict(stock.model, type=f'mmdet.Distilled{kind}Detector', **added)
+    with scope(STUDENT):
+        student, plain = build(config.model), build(stock.model)
+    ours = {key for key in student.state_dict() if not key.startswith('distillers.')}
+    assert ours == set(plain.state_dict())
+
+
+@pytest.mark.parametrize('student', ['rotated_retinanet', 'rotated_atss'])
+def test_ignored_objects_teach_no_classes(student: str) -> None:
+    model = distilled(recipes.bckd, student=student, teacher=tiny(student))
+    model.train_cfg.assigner.ignore_iof_thr = 0.5
+    model, batch = build_rotated(model), data()
+    for sample in batch['data_samples']:
+        sample.ignored_instances = InstanceData(
+            bboxes=rotated(torch.tensor([[60.0, 50, 90, 70, 0.3]])), labels=torch.tensor([0])
+        )
+    inputs = model.data_preprocessor(batch, training=True)
+    context = model.observe(inputs['inputs'], inputs['data_samples'])[1]
+    assigned = context.assignment
+    ignored = assigned.valid & (assigned.label_weights == 0)
+    assert ignored.any(1).all()
+    maps = context.student.class_maps
+    found = torch.autograd.grad(model.distillers['bckd_cls'](context), maps)
+    anchors = context.student.spec.num_base_priors[0]
+    gradient = torch.cat([level_rows(level, anchors) for level in found], dim=1)
+    assert not gradient[ignored].any()
+    assert gradient[assigned.valid & ~ignored].all()
+
+
 def test_an_object_at_the_border_and_a_long_thin_one() -> None:
     distillers = recipes.bckd | recipes.rm_pfi
     model, found = build_rotated(distilled(distillers)), data()
@@ -133,6 +194,45 @@ def test_mmrotate_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     name = 'mmrotate::rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py'
     with pytest.raises(ConfigError, match=r"Install it \(pip install 'mmdet-ld-plugin\[rotated\]"):
         model_config.read_config(name)
+
+
+WITHOUT_MMROTATE = """
+import sys
+sys.modules['mmrotate'] = None  # as if it were not installed
+from mmdet.registry import MODELS
+from ld_plugin import ConfigError
+from ld_plugin.detectors.model_config import read_file
+for head in ('DistributionRotatedRetinaHead', 'DistributionRotatedFCOSHead'):
+    try:
+        MODELS.build(dict(type=head, num_classes=3))
+    except ConfigError as error:
+        print(error)
+try:
+    read_file(sys.argv[1])
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_without_mmrotate_configs_say_what_to_install(tmp_path: Path) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'mmrotate::rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py'")
+    command = [sys.executable, '-W', 'ignore', '-c', WITHOUT_MMROTATE, str(path)]
+    root = Path(__file__).parents[2]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    install = "Install it (pip install 'mmdet-ld-plugin[rotated]')."
+    *heads, base = [line for line in said.splitlines() if line.endswith(install)]
+    assert [line.split(', ')[0] for line in heads] == [
+        'model.bbox_head.type: found DistributionRotatedRetinaHead',
+        'model.bbox_head.type: found DistributionRotatedFCOSHead',
+    ]
+    assert base.startswith(f'_base_ of {path}: found a config of mmrotate, which is not installed')
+
+
+def test_other_missing_packages_are_named_as_ever(tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmyolo::yolov8/yolov8_s.py'")
+    with pytest.raises(ModuleNotFoundError, match='mmyolo is not installed'):
+        model_config.read_file(tmp_path / 'mine.py')
 
 
 def test_bins_lie_elsewhere() -> None:
