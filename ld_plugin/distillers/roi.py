@@ -63,7 +63,7 @@ class ProposalDistiller(Distiller):
             'angle versions of the proposals (roi_head.bbox_head.bbox_coder.angle_version)',
             student.rois.angle_version,
             teacher.rois.angle_version,
-            'The same box written otherwise is pooled turned by a right angle. Set angle_version '
+            'The same box, written otherwise, is pooled from another side. Set angle_version '
             "to the teacher's wherever the student's config has it.",
         )
         check_equal(

@@ -196,6 +196,14 @@ def test_mmrotate_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         model_config.read_config(name)
 
 
+def test_a_rotated_teacher_has_only_features_for_a_horizontal_student() -> None:
+    model = tiny_distilled(distilled().teacher, recipes.bckd, tiny('retinanet'))
+    with pytest.raises(ConfigError, match=r'student horizontal, teacher rotated.*features alone'):
+        build(model)
+    model.distillers = recipes.pkd
+    build(model)
+
+
 WITHOUT_MMROTATE = """
 import sys
 sys.modules['mmrotate'] = None  # as if it were not installed
