@@ -15,16 +15,21 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils import is_installed
 from torch import Tensor
 
 from ld_plugin import recipes
@@ -40,15 +45,24 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
 SIZE = (160, 120)
 CHANNELS = 32  # the heads' group norm has 32 groups
-MILESTONES = {4: [3], 12: [8, 11], 24: [16, 22]}
+MILESTONES = {4: [3], 12: [8, 11], 24: [16, 22], 72: [48, 66]}
 PAPERS = ['bckd', 'crosskd', 'defeat', 'ld', 'pkd', 'rm_pfi']  # folders of published rows
+if is_installed('mmrotate'):
+    PAPERS.append('rotated_ld')
 HEADS = ['bbox_head', 'rpn_head', 'roi_head']
+needs_mmrotate = pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
 
 
 def _configs(folder: str = '*') -> list[str]:
     """Names of the configs to train with, as 'folder/file.py'; `_base_` holds parts of them."""
-    files = sorted(CONFIGS.glob(f'{folder}/*.py'))
-    return [str(f.relative_to(CONFIGS)) for f in files if f.parent.name != '_base_']
+    files = [f for f in sorted(CONFIGS.glob(f'{folder}/*.py')) if f.parent.name != '_base_']
+    names = [str(f.relative_to(CONFIGS)) for f in files]
+    return [name for name in names if not _is_rotated(name) or is_installed('mmrotate')]
+
+
+def _is_rotated(name: str) -> bool:
+    """By its name, for without MMRotate it cannot be read."""
+    return 'rotated' in name or 'oriented' in name
 
 
 @functools.cache
@@ -63,6 +77,12 @@ def _load(name: str) -> Config:
 
 def _model(name: str) -> dict[str, Any]:
     return _read(name).model.to_dict()
+
+
+def _losses(cfg: Config) -> list[str]:
+    """Keys of the distillers; None stands for one that a config leaves out of its recipe."""
+    distillers = cfg.model.get('distillers', {})
+    return [key for key, distiller in distillers.items() if distiller is not None]
 
 
 def _num_classes(model: Mapping[str, Any]) -> int:
@@ -102,10 +122,55 @@ def _rename_classes(digits: Path, out: Path, classes: Sequence[str]) -> None:
             '<name>(.*?)</name>', lambda m: f'<name>{names[m.group(1)]}</name>', file.read_text()
         )
         (out / 'Annotations' / file.name).write_text(text)
+    for split in ('train', 'val', 'test'):
+        _write_patches(digits / 'dota' / split, out / split, names)
+    _write_ships(digits / 'dota/train', out / 'FullDataSet')
+
+
+def _write_patches(digits: Path, out: Path, names: Mapping[str, str]) -> None:
+    """A split in DOTA's form, under the names that MMRotate's splitting tool gives its patches."""
+    for folder in ('annfiles', 'images'):
+        (out / folder).mkdir(parents=True)
+    for file in (digits / 'annfiles').glob('*.txt'):
+        text = re.sub('[a-z]+', lambda m: names[m.group()], file.read_text())
+        patch = f'{file.stem}__{SIZE[0]}__0___0'
+        (out / 'annfiles' / f'{patch}.txt').write_text(text)
+        for suffix in ('jpg', 'png'):  # images are read by their content
+            image = digits / 'images' / f'{file.stem}.jpg'
+            (out / 'images' / f'{patch}.{suffix}').symlink_to(image)
+
+
+def _write_ships(digits: Path, out: Path) -> None:
+    """A split in HRSC's form."""
+    for folder in ('Annotations', 'AllImages'):
+        (out / folder).mkdir(parents=True)
+    for file in (digits / 'annfiles').glob('*.txt'):
+        quads = [np.array(line.split()[:8], np.float32) for line in file.read_text().splitlines()]
+        (out / 'Annotations' / f'{file.stem}.xml').write_text(
+            '<HRSC_Image><Img_SizeWidth>160</Img_SizeWidth><Img_SizeHeight>120</Img_SizeHeight>'
+            f'<HRSC_Objects>{"".join(map(_ship, quads))}</HRSC_Objects></HRSC_Image>'
+        )
+        image = digits / 'images' / f'{file.stem}.jpg'
+        (out / 'AllImages' / f'{file.stem}.bmp').symlink_to(image)
+
+
+def _ship(quad: np.ndarray) -> str:
+    (x, y), (width, height), angle = cv2.minAreaRect(quad.reshape(4, 2))
+    values = dict(
+        mbox_cx=x, mbox_cy=y, mbox_w=width, mbox_h=height, mbox_ang=np.deg2rad(angle),
+        Class_ID='100000001', header_x=0, header_y=0,
+    )  # fmt: skip
+    fields = ''.join(f'<{key}>{value}</{key}>' for key, value in values.items())
+    return f'<HRSC_Object>{fields}</HRSC_Object>'
 
 
 def _add_known_names(out: Path) -> None:
-    """The names of COCO's and VOC's files, beside those of `tools/make_digits.py`."""
+    """The names of COCO's, VOC's, DOTA's and HRSC's files, beside those of `make_digits.py`."""
+    (out / 'trainval').symlink_to(out / 'train')
+    (out / 'dota').symlink_to(out)
+    for split in ('trainval', 'test'):
+        images = (out / 'FullDataSet/AllImages').glob('*.bmp')
+        (out / f'ImageSets/{split}.txt').write_text('\n'.join(image.stem for image in images))
     for split, name in (('train', 'train2017'), ('val', 'val2017')):
         (out / name).symlink_to(out / 'JPEGImages')
         (out / f'annotations/instances_{name}.json').symlink_to(out / f'annotations/{split}.json')
@@ -160,8 +225,9 @@ def _mappings(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _mappings(item, f'{key}.{index}')
 
 
-def _classes(dataset: Mapping[str, Any]) -> Sequence[str]:
-    metainfo = dataset.get('metainfo') or DATASETS.get(dataset['type']).METAINFO
+def _classes(dataset: Mapping[str, Any], scope: str) -> Sequence[str]:
+    kind = dataset['type'] if '.' in dataset['type'] else f'{scope}.{dataset["type"]}'
+    metainfo = dataset.get('metainfo') or DATASETS.get(kind).METAINFO
     return metainfo['classes']
 
 
@@ -171,14 +237,15 @@ def _loader_overrides(cfg: Config, key: str, data_folder: Callable) -> dict[str,
     datasets = [(k, node) for k, node in found if 'ann_file' in node]
     changes = {f'{key}.batch_size': 2, f'{key}.num_workers': 0, f'{key}.persistent_workers': False}
     for k, node in datasets:
-        changes[f'{k}.data_root'] = str(data_folder(_classes(node)))
+        changes[f'{k}.data_root'] = str(data_folder(_classes(node, cfg.default_scope)))
         changes[f'{k}.indices'] = 4 // len(datasets)
     for k, node in found:
-        if node.get('type') == 'Resize':
+        kind = str(node.get('type')).removeprefix('mmdet.')
+        if kind == 'Resize':
             changes[f'{k}.scale'] = (128, 96)
-        elif node.get('type') == 'RandomResize':
+        elif kind == 'RandomResize':
             changes[f'{k}.scale'] = [(128, 96), (160, 120)]
-        elif node.get('type') == 'RepeatDataset':
+        elif kind == 'RepeatDataset':
             changes[f'{k}.times'] = 1
     return changes
 
@@ -205,7 +272,8 @@ def _narrow(model: Mapping[str, Any]) -> dict[str, Any]:
 def _teacher_overrides(teacher: Mapping[str, Any]) -> dict[str, Any]:
     config = _load(teacher['config'])
     config.merge_from_dict(_narrow(config.model))
-    whole = dict(model=config.model.to_dict(), default_scope='mmdet', _delete_=True)
+    scope = config.default_scope
+    whole = dict(model=config.model.to_dict(), default_scope=scope, _delete_=True)
     return {'model.teacher.config': whole, 'model.teacher.checkpoint': None}
 
 
@@ -214,9 +282,10 @@ def _shrink(cfg: Config, data_folder: Callable, work_dir: Path) -> Config:
     cfg.merge_from_dict(_narrow(cfg.model))
     if 'teacher' in cfg.model:
         cfg.merge_from_dict(_teacher_overrides(cfg.model.teacher))
-    for key in ('train_dataloader', 'val_dataloader'):
-        cfg.merge_from_dict(_loader_overrides(cfg, key, data_folder))
-    if 'ann_file' in cfg.val_evaluator:
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg[key] is not None:
+            cfg.merge_from_dict(_loader_overrides(cfg, key, data_folder))
+    if 'ann_file' in (cfg.val_evaluator or {}):
         dataset = cfg.val_dataloader.dataset
         file = str(Path(dataset.data_root, dataset.ann_file))
         cfg.merge_from_dict({'val_evaluator.ann_file': file})
@@ -273,7 +342,7 @@ def test_trains_two_iterations(name: str, data_folder: Callable, tmp_path: Path)
 
     dataset = runner.train_dataloader.dataset
     assert _num_classes(cfg.model) == len(dataset.metainfo['classes'])
-    distillers = list(cfg.model.get('distillers', {}))
+    distillers = _losses(cfg)
     state = runner.model.state_dict()
     stock = MODELS.build(student_model(cfg))
     of_student = {k: v for k, v in state.items() if not k.startswith('distillers.')}
@@ -299,7 +368,28 @@ VALIDATED = [
 ]
 
 
-@pytest.mark.usefixtures('without_reports')
+DOTA_METRICS = ['dota/mAP', *(f'dota/AP{threshold}' for threshold in range(50, 100, 5))]
+VALIDATED += [
+    (f'rotated_ld/{name}.py', DOTA_METRICS)
+    for name in (
+        'rotated-ld_r18-dist-rotated-retinanet-r34_fpn_gwd_1x_dota-train',
+        'rotated-ld_r18-dist-rotated-retinanet-r34_fpn_gwd_rr-6x_hrsc',
+        'defeat_r18-oriented-rcnn-r50_fpn_1x_dota-train',
+    )
+    if is_installed('mmrotate')
+]
+
+
+@pytest.fixture
+def quick_dota_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMRotate's metric starts four interpreters for every IoU threshold; threads are enough."""
+    if is_installed('mmrotate'):
+        context = SimpleNamespace(Pool=ThreadPool)
+        name = 'mmrotate.evaluation.functional.mean_ap.get_context'
+        monkeypatch.setattr(name, lambda method: context)
+
+
+@pytest.mark.usefixtures('without_reports', 'quick_dota_metric')
 @pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
 @pytest.mark.parametrize(('name', 'metrics'), VALIDATED, ids=[name for name, _ in VALIDATED])
 def test_validates(
@@ -308,6 +398,53 @@ def test_validates(
     found = Runner.from_cfg(_shrink(_load(name), data_folder, tmp_path)).val()
     assert set(metrics) <= set(found)
     assert all(0 <= found[metric] <= 1 for metric in metrics)
+
+
+@needs_mmrotate
+@pytest.mark.usefixtures('quick_dota_metric')
+@pytest.mark.parametrize('data', ['gwd_1x_dota-train', 'gwd_rr-6x_hrsc'])
+def test_dota_metric_gives_every_threshold_and_their_mean(data: str) -> None:
+    """Of two objects one is found exactly, the other with an overlap of 0.82."""
+    cfg = _load(f'rotated_ld/dist-rotated-retinanet_r18_fpn_{data}.py')
+    metric = METRICS.build(cfg.val_evaluator)
+    metric.dataset_meta = dict(classes=('ship',))
+    gts = torch.tensor([[50, 50, 40, 20, 0.5], [150, 50, 40, 20, -0.5]])
+    found = gts * torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0.82, 1]])
+    labels, scores = torch.zeros(2, dtype=torch.long), torch.tensor([0.9, 0.8])
+    none = dict(bboxes=gts[:0], labels=labels[:0])
+    sample = dict(
+        img_id='ships__1024__0___0',
+        gt_instances=dict(bboxes=gts, labels=labels),
+        ignored_instances=none,
+        pred_instances=dict(bboxes=found, scores=scores, labels=labels),
+    )
+    metric.process({}, [sample])
+    result = metric.evaluate(1)
+    assert list(result) == DOTA_METRICS
+    precision = [result[name] for name in DOTA_METRICS[1:]]
+    half = 6 / 11  # recall reaches 0.5: six of eleven points
+    assert precision == pytest.approx([1] * 7 + [half] * 3, abs=5e-4)  # it rounds
+    assert result['dota/mAP'] == pytest.approx((7 + 3 * half) / 10)
+
+
+@needs_mmrotate
+@pytest.mark.usefixtures('without_reports')
+@pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
+@pytest.mark.parametrize('data', ['dota', 'dotav15'])
+def test_testing_writes_the_submission(data: str, data_folder: Callable, tmp_path: Path) -> None:
+    name = f'rotated_ld/rotated-ld_r18-dist-rotated-retinanet-r34_fpn_gwd_1x_{data}.py'
+    cfg = _shrink(_load(name), data_folder, tmp_path)
+    cfg.model.test_cfg.update(score_thr=0.001, max_per_img=3)  # it has learnt nothing
+    out = tmp_path / 'submission'
+    cfg.merge_from_dict({'test_evaluator.outfile_prefix': str(out)})
+    runner = Runner.from_cfg(cfg)
+    assert runner.test() == {}
+    classes = runner.test_dataloader.dataset.metainfo['classes']
+    with ZipFile(out / 'submission.zip') as archive:
+        assert archive.namelist() == [f'Task1_{name}.txt' for name in classes]
+        lines = [line for file in archive.namelist() for line in archive.read(file).splitlines()]
+    assert {line.split()[0] for line in lines} == {b'test_000000', b'test_000001'}
+    assert all(len([float(word) for word in line.split()[1:]]) == 9 for line in lines)
 
 
 # --- what the files say ---------------------------------------------------------------------------
@@ -384,7 +521,7 @@ def test_stock_teachers_have_a_published_checkpoint() -> None:
     stock = {t['config'] for _, t in _teachers() if t['checkpoint'] == 'auto'}
     assert stock  # the COCO ones
     for config in stock:
-        assert config.startswith('mmdet::')
+        assert config.startswith(('mmdet::', 'mmrotate::'))
         assert re.fullmatch(r'https://\S+\.pth', published_checkpoint(config))
 
 
@@ -463,7 +600,7 @@ def test_readme_says_what_the_config_does(name: str) -> None:
     assert all(phase.end == 500 for phase in warm_up)
     assert (steps.type, steps.end) == ('MultiStepLR', epochs)
     assert steps.milestones == MILESTONES[epochs]
-    losses = list(cfg.model.get('distillers', {}))
+    losses = _losses(cfg)
     assert row.get('losses', '').split(', ') == (losses or [''])
     if losses:
         (teacher,) = [r for r in _rows(folder, 'weights') if r['teacher'] == row['teacher']]
@@ -474,11 +611,13 @@ def test_readme_says_what_the_config_does(name: str) -> None:
 @pytest.mark.parametrize('name', ROWS)
 def test_published_schedule(name: str) -> None:
     """The LD authors' images per GPU on GFL, with its learning rate scaled; else the stock ones."""
-    cfg = _read(name)
+    cfg, is_rotated = _read(name), name.startswith('rotated_ld/')
     is_scaled = name.startswith('ld/') and 'dist-' not in name
     assert cfg.train_dataloader.batch_size == (3 if is_scaled else 2)
-    assert cfg.auto_scale_lr.to_dict() == dict(enable=is_scaled, base_batch_size=16)
-    rate = 0.02 if 'rpn_head' in cfg.model and 'coco' in name else 0.01
+    base = 2 if is_rotated else 16  # MMRotate's rates are for one GPU
+    assert cfg.auto_scale_lr.to_dict() == dict(enable=is_scaled, base_batch_size=base)
+    rate = 0.0025 if is_rotated else 0.01
+    rate *= 2 if 'rpn_head' in cfg.model and 'voc' not in name else 1
     assert cfg.optim_wrapper.optimizer.to_dict() == dict(
         type='SGD', lr=rate, momentum=0.9, weight_decay=0.0001
     )

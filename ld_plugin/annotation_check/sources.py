@@ -54,7 +54,8 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
 
 def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
     cls = _dataset_class(key, dataset['type'], scope)
-    name = f'{_path(dataset, dataset.get("ann_file") or "")} ({key})'
+    files = dataset.get('ann_file') or _prefix(dataset, 'img_path')
+    name = f'{_path(dataset, files)} ({key})'
     if missing := list(missing_files(dataset, key.split(',')[0])):
         return Source(name, lambda: Report([Problem(*text.split(': ', 1)) for text in missing]))
     if not is_local(dataset):

@@ -1,0 +1,15 @@
+# The stock Oriented R-CNN R-50 on DOTA-1.0: trained on train, evaluated on val from AP50 to AP95.
+_base_ = 'mmrotate::oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py'
+
+train_dataloader = dict(
+    dataset=dict(ann_file='train/annfiles/', data_prefix=dict(img_path='train/images/'))
+)
+val_dataloader = dict(
+    dataset=dict(ann_file='val/annfiles/', data_prefix=dict(img_path='val/images/'))
+)
+test_dataloader = val_dataloader
+train_cfg = dict(val_interval=12)  # an evaluation at ten thresholds takes minutes
+val_evaluator = dict(iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+test_evaluator = val_evaluator
+auto_scale_lr = dict(enable=False, base_batch_size=2)
+custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)

@@ -1,0 +1,12 @@
+# DeFeat on Oriented R-CNN R-50.
+_base_ = '../_base_/oriented-rcnn_dota.py'
+from ld_plugin.recipes import defeat_two_stage
+
+model = dict(
+    type='mmdet.DistilledTwoStageDetector',
+    teacher=dict(
+        config='ld_plugin::rotated_ld/oriented-rcnn-le90_r101_fpn_1x_dota.py',
+        checkpoint='work_dirs/oriented-rcnn-le90_r101_fpn_1x_dota/epoch_12.pth',
+    ),
+    distillers=defeat_two_stage,
+)

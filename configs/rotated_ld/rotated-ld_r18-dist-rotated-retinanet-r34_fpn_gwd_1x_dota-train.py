@@ -1,0 +1,12 @@
+# Rotated LD as published.
+_base_ = 'dist-rotated-retinanet_r18_fpn_gwd_1x_dota-train.py'
+from ld_plugin.recipes import rotated_ld_gwd
+
+model = dict(
+    type='mmdet.DistilledSingleStageDetector',
+    teacher=dict(
+        config='ld_plugin::rotated_ld/dist-rotated-retinanet_r34_fpn_gwd_2x_dota-train.py',
+        checkpoint='work_dirs/dist-rotated-retinanet_r34_fpn_gwd_2x_dota-train/epoch_24.pth',
+    ),
+    distillers=rotated_ld_gwd,
+)
