@@ -55,12 +55,13 @@ class Family:
 
 _DENSE = ('bckd', 'rm_pfi', 'defeat', 'crosskd', 'pkd', 'fitnet')
 _GIOU = dict(type='GIoULoss', loss_weight=2.0)
+_GROUP_NORM = dict(type='GN', num_groups=32)  # which the other heads have; without, it diverges
 FAMILIES = {
     'GFL': Family('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ('ld_full', *_DENSE)),
     'RetinaNet': Family(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         ('ld_retina', *_DENSE),
-        dict(type='DistributionRetinaHead', loss_bbox=_GIOU),
+        dict(type='DistributionRetinaHead', loss_bbox=_GIOU, norm_cfg=_GROUP_NORM),
     ),
     'FCOS': Family(
         'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
