@@ -13,8 +13,8 @@ What the stock data sets make of it:
 - `DOTADataset` stops at a header (`imagesource:`, `gsd:`), an empty line, a line with too few
   fields, a word for a number or an unknown class (ValueError, IndexError, KeyError), without saying
   in which file or line; it never asks whether an image has no text file. MMRotate's splitting tool
-  leaves lines with too few fields out without a word, reads no difficulty where there are more
-  than ten, and takes an image without a text file for one without objects.
+  leaves lines with fewer than nine fields out without a word, writes those of nine (no difficulty)
+  back as two broken ones, and takes an image without a text file for one without objects.
 - `CocoDataset` leaves out objects of other classes, without area, or outside of their image,
   without a word, and numbers classes in the file's order, whatever the order in `metainfo.classes`.
 - `XMLDataset` leaves out objects of other classes without a word, and keeps boxes without area.
@@ -29,11 +29,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout without installation
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.annotation_check import Source, config_sources, folder_sources
-from ld_plugin.detectors.model_config import own_config_root
+from ld_plugin.detectors.model_config import own_config_root, read_file
+from ld_plugin.errors import ConfigError
 
 LOADERS = ('train', 'val', 'test')
 
@@ -65,7 +66,7 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         found = folder_sources(Path(args.data), args.classes)
         what = 'annfiles/*.txt, labelTxt/*.txt, *.json of COCO, or Annotations/*.xml'
     else:
-        cfg = Config.fromfile(find_config(args.data))
+        cfg = read_file(find_config(args.data))
         cfg.merge_from_dict(args.cfg_options)
         found = config_sources(cfg, [f'{name}_dataloader' for name in args.loaders])
         what = f'a data set in {", ".join(args.loaders)}_dataloader'
@@ -85,7 +86,11 @@ def find_config(name: str) -> Path:
 
 def main() -> int:
     errors = warnings = 0
-    for source in find_sources(parse_args()):
+    try:
+        sources = find_sources(parse_args())
+    except ConfigError as error:
+        sys.exit(str(error))
+    for source in sources:
         report = source.check()
         for problem in report.problems:
             print(problem)
