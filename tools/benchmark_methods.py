@@ -165,6 +165,9 @@ def small_model(family: str, base_channels: int) -> ConfigDict:
     if 'roi_head' in model:
         model.roi_head.bbox_roi_extractor.out_channels = CHANNELS
         model.roi_head.bbox_head.update(in_channels=CHANNELS, fc_out_channels=256, num_classes=3)
+        # proposals as many as small images need
+        model.train_cfg.rpn_proposal.update(nms_pre=500, max_per_img=250)
+        model.train_cfg.rcnn.sampler.num = 128
     else:
         dense.update(num_classes=3, stacked_convs=STACKED_CONVS)
     return model
