@@ -2,8 +2,8 @@
 
 oneDNN, which computes PyTorch's convolutions on a processor, reads weights in blocks. An ordinary
 convolution holds them plainly and reorders all of them on every call, which on small images takes
-some percent of a teacher's forward pass. And it can add a shortcut and clip at zero while it writes its
-output, where separate operators read and write the whole map again each; that saves 3 % of a
+some percent of a teacher's forward pass. And it can add a shortcut and clip at zero while it writes
+its output, where separate operators read and write the whole map again each; that saves 3 % of a
 ResNet-50's time, and more beside other programs that keep the memory busy.
 """
 
