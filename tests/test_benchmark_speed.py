@@ -40,6 +40,19 @@ def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
     assert steps['mmdet LDHead']['to_ld_head'] == {'wall': 1, 'processor': 1}
 
 
+def test_measures_rotated_students(tmp_path: Path) -> None:
+    pytest.importorskip('mmrotate')
+    options = OPTIONS.replace('ld_full', 'rotated_ld_kld bckd').split()
+    path = tmp_path / 'speed.json'
+    command = [*options, '--detector', 'rotated-retinanet', '--batch', '1', '--json', str(path)]
+    assert benchmark.main(command) == 0
+    rows = {row['name']: row for row in json.loads(path.read_text())['steps']}
+    assert 'mmdet LDHead' not in rows
+    for name in ('rotated_ld_kld, fp32', 'rotated_ld_kld, bf16', 'bckd, fp32', 'bckd, bf16'):
+        assert rows[name]['to_floor']['processor'] > 0
+        assert rows[name]['peak_to_budget'] > 0.9
+
+
 def test_ratios_are_taken_within_a_round() -> None:
     """The machine got ten times slower halfway; the ratio is 2 throughout."""
     fast = torch.tensor([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]).numpy()

@@ -22,6 +22,7 @@ the environment, so that threads which wait for each other do not count as work.
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -38,23 +39,48 @@ import torch
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import BaseBoxes, bbox_overlaps
 from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from mmengine.utils import is_installed
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
 from ld_plugin import recipes
+from ld_plugin.dense.boxes import upright
 from ld_plugin.regions.geometry import valuable_localization_region
 
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector to distil.
+
+    Attributes:
+        config: Its stock config.
+        head: What differs from the stock dense head.
+    """
+
+    config: str
+    head: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str:
+        """The package of its config, which is the registry's scope too."""
+        return self.config.split('::')[0]
+
+
 DETECTORS = {
-    'gfl': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
-    'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-    'atss': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
-    'fcos': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'gfl': Detector('mmdet::gfl/gfl_r50_fpn_1x_coco.py'),
+    'retinanet': Detector('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'),
+    'atss': Detector('mmdet::atss/atss_r50_fpn_1x_coco.py'),
+    'fcos': Detector('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),
+    'rotated-retinanet': Detector(
+        'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld_1x_dota.py',
+        dict(type='mmdet.DistributionRotatedRetinaHead'),
+    ),
 }
 STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 RECIPES = {
@@ -101,7 +127,9 @@ class Batch:
     samples: list[DetDataSample]
 
     @classmethod
-    def random(cls, size: int, number: int, device: torch.device) -> 'Batch':
+    def random(
+        cls, size: int, number: int, device: torch.device, classes: int, rotated: bool
+    ) -> 'Batch':
         """Noise with objects between a tenth and six tenths of the image's side."""
         generator = torch.Generator().manual_seed(0)
         samples = []
@@ -113,21 +141,31 @@ class Batch:
                     img_shape=(size, size), pad_shape=(size, size), batch_input_shape=(size, size)
                 )
             )
+            boxes = torch.cat([corner, corner + extent], dim=1)
+            labels = torch.randint(0, classes, (OBJECTS,), generator=generator)
             sample.gt_instances = InstanceData(
-                bboxes=torch.cat([corner, corner + extent], dim=1),
-                labels=torch.randint(0, 80, (OBJECTS,), generator=generator),
+                bboxes=_turned(boxes, generator) if rotated else boxes, labels=labels
             )
             samples.append(sample.to(device))
         return cls(torch.randn(number, 3, size, size, generator=generator).to(device), samples)
 
 
-def detector(config: str, depth: int, channels: int) -> ConfigDict:
+def _turned(boxes: Tensor, generator: torch.Generator) -> BaseBoxes:
+    """Horizontal boxes (K, 4), turned by any angle."""
+    from mmrotate.structures import RotatedBoxes  # an optional package
+
+    rotated = upright(boxes)
+    rotated[:, 4] = (torch.rand(len(boxes), generator=generator) - 0.5) * math.pi
+    return RotatedBoxes(rotated)
+
+
+def detector(which: Detector, depth: int, channels: int) -> ConfigDict:
     """The ``model`` of a stock config in another depth and width."""
-    model = get_config(config).model
+    model = get_config(which.config).model
     widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
     model.backbone.update(depth=depth, init_cfg=None)
     model.neck.update(in_channels=widths, out_channels=channels)
-    model.bbox_head.update(in_channels=channels, feat_channels=channels)
+    model.bbox_head.update(in_channels=channels, feat_channels=channels, **which.head)
     return model
 
 
@@ -141,10 +179,12 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
-        self.config = DETECTORS[args.detector]
-        self.batch = Batch.random(args.size, args.batch, self.device)
-        self.student = self._build(detector(self.config, args.student, args.channels))
-        self.eager = self._build(detector(self.config, args.teacher, args.channels)).eval()
+        self.which = DETECTORS[args.detector]
+        student = detector(self.which, args.student, args.channels)
+        classes, rotated = student.bbox_head.num_classes, self.which.scope == 'mmrotate'
+        self.batch = Batch.random(args.size, args.batch, self.device, classes, rotated)
+        self.student = self._build(student)
+        self.eager = self._build(detector(self.which, args.teacher, args.channels)).eval()
 
     def cases(self) -> Iterator[Case]:
         """All cases, each built when it is asked for."""
@@ -187,19 +227,20 @@ class Bench:
         return built
 
     def _ld_head(self) -> nn.Module:
-        model = detector(STOCK_LD, self.args.student, self.args.channels)
-        teacher = detector(self.config, self.args.teacher, self.args.channels)
+        model = detector(Detector(STOCK_LD), self.args.student, self.args.channels)
+        teacher = detector(self.which, self.args.teacher, self.args.channels)
         model.update(teacher_config=dict(model=teacher), teacher_ckpt=None)
         built = self._build(model)
         built.teacher_model = self.eager
         return built
 
     def _distilled(self, distillers: Mapping[str, Any], precision: str) -> nn.Module:
-        model = detector(self.config, self.args.student, self.args.channels)
-        teacher = detector(self.config, self.args.teacher, self.args.channels)
+        model = detector(self.which, self.args.student, self.args.channels)
+        teacher = detector(self.which, self.args.teacher, self.args.channels)
+        config = dict(model=teacher, default_scope=self.which.scope)
         model.update(
-            type='DistilledSingleStageDetector',
-            teacher=dict(config=dict(model=teacher), checkpoint=None, precision=precision),
+            type='mmdet.DistilledSingleStageDetector',
+            teacher=dict(config=config, checkpoint=None, precision=precision),
             distillers=distillers,
         )
         built = self._build(model)
@@ -415,17 +456,20 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(RECIPES),
         choices=list(RECIPES),
         metavar='NAME',
-        help=f'of {", ".join(RECIPES)} (default: all); LD needs GFL',
+        help=f'of {", ".join(RECIPES)} (default: all); LD needs a head with distributions',
     )
     add('--json', type=Path, metavar='OUT', help='also write the results here')
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    if not is_installed(DETECTORS[options.detector].scope):
+        parser.error(f"--detector {options.detector} needs MMRotate: pip install '.[rotated]'")
+    return options
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse_args(args)
     torch.set_num_threads(options.threads)
-    init_default_scope('mmdet')
+    init_default_scope(DETECTORS[options.detector].scope)
     warnings.filterwarnings('ignore', message='model.teacher.checkpoint is None')
     load = os.getloadavg()
     bench = Bench(options)
