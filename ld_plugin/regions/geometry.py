@@ -1,13 +1,14 @@
 """Selections of priors as pure functions of boxes and scores.
 
 Shape shorthand: P priors of one image over all levels, G ground truths of the image, Q pairs of a
-prior and a ground truth that overlap, L levels. Boxes have E numbers, in pixels: horizontal or
-rotated ones, as :mod:`ld_plugin.dense.boxes` says, both of the same kind. A few priors overlap a
-ground truth at all, or are among its nearest. They are looked for in blocks of priors that follow
-one another and so are mostly neighbours: nothing is computed for all P x G.
+prior and a ground truth that overlap. Boxes have E numbers, in pixels: horizontal or rotated ones,
+as :mod:`ld_plugin.dense.boxes` says, both of the same kind. A few priors overlap a ground truth
+at all, so overlaps are computed for those pairs and never for all P x G.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,7 @@ from torch import Tensor
 from ..dense.boxes import bounds, centres, hold, is_rotated, overlaps, overlaps_with, sides
 
 OVERLAPS = ('iof', 'diou')
-_BLOCK = 32  # priors
-_ROUNDED = 0.999  # what is left of a bound on overlaps that are computed in another way
-#: of the keys of :func:`_nearest_keys`: the bits of the index, and the least key of infinity
-_INDEX, _NOWHERE = 0xFFFFFFFF, 0x7F800000 << 32
+_BLOCK = 64  # priors
 
 
 def valuable_localization_region(
@@ -49,20 +47,18 @@ def valuable_localization_region(
         (P,), the largest IoU with a ground truth in whose region the prior lies, else 0.
     """
     weights = priors.new_zeros(priors.shape[0])
-    if 0 in (priors.shape[0], gt_bboxes.shape[0]):
+    if gt_bboxes.shape[0] == 0:
         return weights
-    priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
     threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
-    # no overlap exceeds the share of the prior that is covered, apart from rounding
-    share = _ROUNDED * alpha * threshold
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
+    # the threshold is never negative, so a prior in the region has an overlap above 0
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
     pair_priors, pair_gts = _rows(priors, prior_index), _rows(gt_bboxes, gt_index)
     distance = centred_overlap(pair_priors, pair_gts, overlap)
-    pair_threshold = threshold.index_select(0, gt_index)
+    pair_threshold = threshold[gt_index]
     inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
     inside = inside.nonzero()[:, 0]  # a small part of the pairs
-    iou = overlaps(_rows(pair_priors, inside), _rows(pair_gts, inside))
-    return weights.scatter_reduce(0, prior_index.index_select(0, inside), iou, 'amax')
+    iou = overlaps(pair_priors[inside], pair_gts[inside])
+    return weights.scatter_reduce(0, prior_index[inside], iou, 'amax')
 
 
 def overlap_region(
@@ -90,12 +86,10 @@ def overlap_region(
         (P,), the largest IoU with a ground truth in whose region the prior lies, else 0.
     """
     weights = priors.new_zeros(priors.shape[0])
-    if 0 in (priors.shape[0], gt_bboxes.shape[0]):
+    if gt_bboxes.shape[0] == 0:
         return weights
-    priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
     threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
-    share = _ROUNDED * alpha * threshold
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
     iou = overlaps(_rows(priors, prior_index), _rows(gt_bboxes, gt_index))
     inside = iou >= alpha * threshold[gt_index]
     return weights.scatter_reduce(0, prior_index, iou.where(inside, 0), 'amax')
@@ -115,18 +109,20 @@ def atss_thresholds(
         gt_bboxes: (G, E).
         num_level_priors: Priors of every level.
         valid: (P,) bool, False for priors to leave out.
-        topk: Candidates per level, those with the nearest centre (of equally near ones, those that
-            come first), or all where there are fewer.
+        topk: Candidates per level, those with the nearest centre, or all where there are fewer.
 
     Returns:
         (G,); NaN, which no overlap reaches, where there are fewer than two candidates.
     """
-    nearest, found = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk)
-    each_gt = gt_bboxes.t()[..., None].expand(-1, -1, nearest.shape[1]).flatten(1).t()
-    iou = overlaps(_rows(priors, nearest.flatten()), each_gt).view(nearest.shape)
-    number = found.sum(1)
-    mean = (iou * found).sum(1) / number
-    variance = ((iou - mean[:, None]).square() * found).sum(1) / (number - 1)
+    nearest = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk)
+    iou = overlaps(
+        priors[nearest].flatten(0, 1), gt_bboxes.repeat_interleave(nearest.shape[1], dim=0)
+    ).view(nearest.shape)
+    # where a level has fewer valid priors than topk, the rest of its candidates must not count
+    counted = torch.ones_like(iou) if valid is None else valid[nearest].to(iou.dtype)
+    number = counted.sum(1)
+    mean = (iou * counted).sum(1) / number
+    variance = ((iou - mean[:, None]).square() * counted).sum(1) / (number - 1)
     return mean + variance.sqrt()
 
 
@@ -136,121 +132,74 @@ def _nearest_priors(
     num_level_priors: Sequence[int],
     valid: Tensor | None,
     topk: int,
-) -> tuple[Tensor, Tensor]:
-    """Indices (G, L * topk) into ``priors``, and which of them were found, as bool.
+) -> Tensor:
+    """(G, candidates of all levels), indices into ``priors``."""
+    # contiguous (2, P) and (2, G): the P x G distances are the one large array here
+    x, y = centres(priors).t().contiguous()
+    gt_x, gt_y = centres(gt_bboxes).t().contiguous()[..., None]
+    nearest, start = [], 0
+    for n in num_level_priors:
+        here = slice(start, start + n)
+        distance = (x[here] - gt_x).square_().add_((y[here] - gt_y).square_())
+        if valid is not None:
+            distance.masked_fill_(~valid[here], torch.inf)
+        nearest.append(_smallest(distance, min(topk, n)) + start)
+        start += n
+    return torch.cat(nearest, dim=1)
 
-    Too few are found on a level that has fewer valid priors than ``topk``.
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """Indices (G, k) of the k smallest of every row of (G, n), in no order.
+
+    They lie in the k blocks of a row whose minima are the smallest. A minimum costs much less than
+    ``topk``, which is left with those blocks and what remains behind the last one.
     """
-    points, gt_points = (centres(boxes).t().float() for boxes in (priors, gt_bboxes))
-    if valid is not None:
-        points = points.where(valid, torch.inf)
-    levels = points.split(list(num_level_priors), dim=1)
-    # on a grid, topk + 2 blocks nearly always hold the nearest points
-    keys = _nearest_keys(levels, gt_points[..., None], topk, number=topk + 2).flatten(1)
-    return (keys & _INDEX).clamp_(max=priors.shape[0] - 1), keys < _NOWHERE
-
-
-def _nearest_keys(levels: Sequence[Tensor], gt_points: Tensor, topk: int, number: int) -> Tensor:
-    """Every level's points (2, n) that are nearest to others (2, G, 1), as keys (G, L, topk).
-
-    A key is the squared distance, its bits read as an integer, followed by the index over all
-    levels: keys have the order of the distances, and of the indices where those are equal.
-
-    Distances are computed to the points of those ``number`` blocks of a level whose bounds come
-    nearest. Where the next block may hold a point as near as those found, more are looked at.
-    """
-    parts = [_in_blocks(level, torch.inf, least=number + 1) for level in levels]
-    blocks = torch.cat(parts, dim=1)
-    low, high = blocks.amin(2), blocks.where(blocks < torch.inf, -torch.inf).amax(2)
-    distances = _squared_distances(gt_points.clamp(low[:, None], high[:, None]), gt_points)
-    bound, block, first, start, prior = [], [], [], 0, 0
-    for level, part in zip(levels, parts, strict=True):
-        here = _bits(distances[:, start : start + part.shape[1]])
-        bits, near = here.topk(number + 1, dim=1, largest=False)
-        bound.append(bits[:, -1])
-        block.append(near[:, :-1] + start)
-        first.append(near[:, :-1] * _BLOCK + prior)
-        start, prior = start + part.shape[1], prior + level.shape[1]
-    bound, block, first = (torch.stack(found, dim=1) for found in (bound, block, first))
-    points = blocks.index_select(1, block.flatten()).view(2, *block.shape[:2], -1)
-    keys = _bits(_squared_distances(points, gt_points[..., None])).long() << 32
-    keys |= (first[..., None] + torch.arange(_BLOCK, device=keys.device)).flatten(2)
-    keys = keys.topk(topk, dim=2, largest=False).values
-    bound = bound.long() << 32
-    unsure = ((bound <= keys[..., -1]) & (bound < _NOWHERE)).any(1).nonzero()[:, 0]
-    if len(unsure) == 0 or number * _BLOCK >= max(level.shape[1] for level in levels):
-        return keys
-    again = _nearest_keys(levels, gt_points.index_select(1, unsure), topk, 4 * number)
-    return keys.index_copy(0, unsure, again)
-
-
-def _squared_distances(points: Tensor, others: Tensor) -> Tensor:
-    """(2, ...) and (2, ...) to (...), in the memory of the first."""
-    x, y = points.sub_(others).square_()
-    return x.add_(y)
-
-
-def _bits(values: Tensor) -> Tensor:
-    """Floats that are not negative as integers, which have the same order."""
-    return values.view(torch.int32)
+    topk = partial(torch.topk, k=k, dim=1, largest=False, sorted=False)
+    n = values.shape[1]
+    if n <= 256 * k:  # a short row is faster without blocks
+        return topk(values).indices
+    size = math.isqrt(n // k)
+    end = n - n % size
+    blocks = topk(values[:, :end].unflatten(1, (-1, size)).amin(2)).indices
+    index = torch.arange(n, device=values.device)
+    in_blocks = (blocks[..., None] * size + index[:size]).flatten(1)
+    candidates = torch.cat([in_blocks, index[end:].expand(len(values), -1)], dim=1)
+    return candidates.gather(1, topk(values.gather(1, candidates)).indices)
 
 
 def overlapping_pairs(
-    priors: Tensor,
-    gt_bboxes: Tensor,
-    valid: Tensor | None = None,
-    share: Tensor | None = None,
+    priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices (Q,) of prior and ground truth of all pairs whose intersection has an area.
 
     Of rotated boxes, the smallest horizontal boxes around them are looked at: others come too.
-
-    Args:
-        priors: (P, E).
-        gt_bboxes: (G, E).
-        valid: (P,) bool, False for priors to leave out.
-        share: (G,), leaves out priors of which the ground truth covers no more than this share.
     """
-    low, high = bounds(priors).t().split(2)
+    priors, gt_bboxes = bounds(priors), bounds(gt_bboxes)
+    # neighbouring priors first in blocks, most of which overlap nothing; nor does NaN, the filling
+    missing = -len(priors) % _BLOCK
+    sides = F.pad(priors.t(), (0, missing), value=torch.nan).unflatten(1, (-1, _BLOCK))
+    low, high = sides[:2].nan_to_num(torch.inf).amin(2), sides[2:].nan_to_num(-torch.inf).amax(2)
+    gt_sides = gt_bboxes.t().contiguous()[..., None]
+    gt_index, block = _intersect(torch.cat([low, high]), gt_sides).nonzero().unbind(1)
+    within = _intersect(sides.index_select(1, block), gt_sides.index_select(1, gt_index))
     if valid is not None:
-        low, high = low.where(valid, torch.inf), high.where(valid, -torch.inf)
-    # what fills the blocks overlaps nothing
-    low, high = _in_blocks(low, torch.inf), _in_blocks(high, -torch.inf)
-    area = _in_blocks(sides(priors).prod(1)[None], torch.inf)[0]
-    gt_low, gt_high = bounds(gt_bboxes).t()[..., None].split(2)
-    share = gt_bboxes.new_zeros(gt_bboxes.shape[0]) if share is None else share
-    least = area.amin(1) * share[:, None]
-    block_low, block_high = low.amin(2)[:, None], high.amax(2)[:, None]
-    near = _intersections(block_low, block_high, gt_low, gt_high) > least
-    gt_index, block = near.nonzero().unbind(1)
-    low, high = (corner.index_select(1, block) for corner in (low, high))
-    gt_low, gt_high = (corner.index_select(1, gt_index) for corner in (gt_low, gt_high))
-    least = area.index_select(0, block) * share.index_select(0, gt_index)[:, None]
-    hit, offset = (_intersections(low, high, gt_low, gt_high) > least).nonzero().unbind(1)
-    return (block * _BLOCK).index_select(0, hit).add_(offset), gt_index.index_select(0, hit)
+        within &= F.pad(valid, (0, missing)).unflatten(0, (-1, _BLOCK))[block]
+    hit, offset = within.nonzero().unbind(1)
+    return block[hit] * _BLOCK + offset, gt_index[hit]
 
 
-def _in_blocks(values: Tensor, filling: float, least: int = 0) -> Tensor:
-    """(D, n) as (D, blocks, _BLOCK), with at least so many blocks."""
-    number = max(-(-values.shape[1] // _BLOCK), least)
-    missing = number * _BLOCK - values.shape[1]
-    return F.pad(values, (0, missing), value=filling).unflatten(1, (number, _BLOCK))
-
-
-def _intersections(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
-    """Area that boxes share, from their first and last corners: (2, ...) each to (...)."""
-    size = torch.minimum(high, other_high).sub_(torch.maximum(low, other_low)).clamp_(min=0)
-    return size[0] * size[1]
-
-
-def _by_coordinate(boxes: Tensor) -> Tensor:
-    """The same boxes, stored by coordinate, so that arithmetic on one is contiguous."""
-    return boxes.t().contiguous().t()
+def _intersect(sides: Tensor, other: Tensor) -> Tensor:
+    """Whether boxes share an area; sides left, top, right, bottom come first: (4, ...) to (...)."""
+    overlapping = sides[0] < other[2]
+    overlapping &= sides[2] > other[0]
+    overlapping &= sides[1] < other[3]
+    overlapping &= sides[3] > other[1]
+    return overlapping
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
-    """``boxes[index]``, (Q, E), stored by coordinate."""
-    return _by_coordinate(boxes).t().index_select(1, index).t()
+    """``boxes[index]``, (Q, E), stored by coordinate, so that arithmetic on one is contiguous."""
+    return boxes.t().contiguous().index_select(1, index).t()
 
 
 def centred_overlap(priors: Tensor, gt_bboxes: Tensor, overlap: str) -> Tensor:
