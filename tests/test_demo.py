@@ -123,10 +123,69 @@ def test_stops_if_the_stock_config_scores_otherwise(demo: tuple[Path, str]) -> N
     assert '0.987' in run.stderr and 'in the stock config' in run.stderr
 
 
+@pytest.fixture(scope='module')
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A demo of rotated boxes: its folder and what it printed."""
+    pytest.importorskip('mmrotate')
+    folder = tmp_path_factory.mktemp('rotated') / 'work'
+    run = _run('--rotated', *OPTIONS, '--teacher-epochs', '1', folder=folder)
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout
+
+
+def test_rotated_boxes_are_scored_at_every_threshold(rotated: tuple[Path, str]) -> None:
+    folder, output = rotated
+    results = _results(folder)
+    assert list(results) == ['teacher', 'alone', 'distilled', 'distilled, stock config']
+    names = [f'AP{threshold}' for threshold in range(50, 100, 5)]
+    lines = output.splitlines()
+    assert any(all(name in line for name in names) for line in lines)
+    for name in ('teacher', 'alone', 'distilled'):
+        assert len([line for line in lines if line.startswith(f'│ {name}')]) == 1
+        assert len([line for line in lines if line.startswith(f'│{name}')]) == 1
+        scores = [results[name][key] for key in names]
+        assert results[name]['AP'] == pytest.approx(sum(scores) / 10, abs=1e-3)
+    assert results['distilled'].items() >= results['distilled, stock config'].items()
+
+
+@pytest.mark.parametrize('name', ['detections.png', 'regions.png', 'distributions.png'])
+def test_draws_pictures_of_rotated_boxes(rotated: tuple[Path, str], name: str) -> None:
+    picture = matplotlib.image.imread(rotated[0] / name)
+    assert min(picture.shape[:2]) > 200
+    assert picture[..., :3].std() > 0.05, 'an empty picture'
+
+
+def test_says_what_rotated_boxes_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import demo
+
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    monkeypatch.setattr(sys, 'argv', ['demo.py', '--rotated', '--work-dir', str(tmp_path)])
+    assert demo.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'no mmrotate' in line and "pip install '.[rotated]'" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_the_options() -> None:
     run = subprocess.run([*DEMO, '--help'], capture_output=True, text=True, check=True)
     for option in ('--work-dir', '--data', '--epochs', '--teacher-epochs', '--seed', '--device'):
         assert option in run.stdout
+    assert '--rotated' in run.stdout
+
+
+def test_a_rotated_detection_is_compared_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from demo_pictures import match
+
+    box = torch.tensor([[50.0, 50, 40, 20, 0.3]])
+    quarter = torch.tensor([[0, 0, 0, 0, torch.pi / 2]])
+    label = torch.tensor([1])
+    assert match(InstanceData(bboxes=box, labels=label), box, label) == ([pytest.approx(1)], [])
+    across = InstanceData(bboxes=box + quarter, labels=label)
+    assert match(across, box, label) == ([0.0], [0])  # a third in common
 
 
 def test_a_detection_counts_for_one_object_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ import multiprocessing
 import os
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from mmengine import Config
 
@@ -30,8 +32,10 @@ VARIANTS = {
     'main LD + 4 x VLR LD': 'ld-vlr4_r18-gfl-r34_fpn_12e_bccd',
 }
 BASE = 'main LD'  # what the others are compared with, seed by seed
+#: titles, and the IoU thresholds that are averaged
+Columns = Mapping[str, Sequence[int]]
 # AP of COCO, and the mean over fewer thresholds
-COLUMNS = {
+COLUMNS: Columns = {
     'AP': [50, 55, 60, 65, 70, 75, 80, 85, 90, 95],
     'AP50': [50],
     'AP75': [75],
@@ -73,6 +77,10 @@ class Job:
             cfg.model.teacher.precision = 'bf16' if self.bf16_backbone else 'fp32'
         return cfg
 
+    def test(self, runner: Any) -> dict[str, float]:
+        """The metrics of the model that a runner has trained."""
+        return runner.test()
+
 
 def main() -> int:
     args = parse_args()
@@ -112,6 +120,18 @@ def parse_args() -> argparse.Namespace:
 def parse_common_args(parser: argparse.ArgumentParser, work_dir: str) -> argparse.Namespace:
     """Parse, with the options of every measurement on BCCD."""
     parser.add_argument('data', type=Path, help="BCCD's folder")
+    add_common_arguments(parser, work_dir)
+    args = parser.parse_args()
+    args.data = args.data.resolve()
+    if not (args.data / 'ImageSets' / 'Main' / 'train.txt').is_file():
+        parser.error(
+            f'{args.data}: not a folder in PASCAL VOC layout, ImageSets/Main/train.txt is missing'
+        )
+    return args
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, work_dir: str) -> None:
+    """Add the options of every measurement with several seeds."""
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
@@ -120,13 +140,6 @@ def parse_common_args(parser: argparse.ArgumentParser, work_dir: str) -> argpars
         action='store_true',
         help='run the backbones in bfloat16, teacher included: faster on processors that have it',
     )
-    args = parser.parse_args()
-    args.data = args.data.resolve()
-    if not (args.data / 'ImageSets' / 'Main' / 'train.txt').is_file():
-        parser.error(
-            f'{args.data}: not a folder in PASCAL VOC layout, ImageSets/Main/train.txt is missing'
-        )
-    return args
 
 
 def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -> Job:
@@ -160,7 +173,7 @@ def run(job: Job) -> str:
     if job.bf16_backbone:
         use_bf16(runner.model.backbone)
     runner.train()
-    metrics = {key.split('/')[-1]: float(value) for key, value in runner.test().items()}
+    metrics = {key.split('/')[-1]: float(value) for key, value in job.test(runner).items()}
     temporary = job.metrics_file.with_suffix('.tmp')
     temporary.write_text(json.dumps(metrics, indent=1))
     temporary.replace(job.metrics_file)
@@ -176,24 +189,24 @@ def use_bf16(backbone) -> None:
     backbone.register_forward_hook(lambda module, args, levels: [x.float() for x in levels])
 
 
-def table(rows: dict[str, list[Job]]) -> str:
+def table(rows: dict[str, list[Job]], columns: Columns = COLUMNS) -> str:
     """A Markdown table: mean over the seeds, and their standard deviation."""
-    lines = [f'| model | seeds | {" | ".join(COLUMNS)} |', '|' + '---|' * (len(COLUMNS) + 2)]
+    lines = [f'| model | seeds | {" | ".join(columns)} |', '|' + '---|' * (len(columns) + 2)]
     for name, jobs in rows.items():
-        cells = [cell(values) for values in scores(jobs)]
+        cells = [cell(values) for values in scores(jobs, columns)]
         lines.append(f'| {name} | {len(jobs)} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def gains(students: dict[str, list[Job]]) -> str:
-    """A Markdown table: what each variant is above main LD, seed by seed.
+def gains(students: dict[str, list[Job]], base: str = BASE, columns: Columns = COLUMNS) -> str:
+    """A Markdown table: what each variant is above another one, seed by seed.
 
     Distilled students of a seed begin with the same weights and see the same batches, so their
     difference varies less than they do.
     """
-    lines = [f'| over {BASE} | {" | ".join(COLUMNS)} |', '|' + '---|' * (len(COLUMNS) + 1)]
-    for name in (name for name in students if name != BASE):
-        pairs = zip(scores(students[BASE]), scores(students[name]), strict=True)
+    lines = [f'| over {base} | {" | ".join(columns)} |', '|' + '---|' * (len(columns) + 1)]
+    for name in (name for name in students if name != base):
+        pairs = zip(scores(students[base], columns), scores(students[name], columns), strict=True)
         cells = [
             cell([after - before for before, after in zip(*pair, strict=True)], sign='+')
             for pair in pairs
@@ -202,12 +215,12 @@ def gains(students: dict[str, list[Job]]) -> str:
     return '\n'.join(lines)
 
 
-def scores(jobs: list[Job]) -> list[list[float]]:
-    """For each of the COLUMNS, the value of every seed."""
+def scores(jobs: list[Job], columns: Columns) -> list[list[float]]:
+    """For each of the columns, the value of every seed."""
     runs = [json.loads(job.metrics_file.read_text()) for job in jobs]
     return [
         [statistics.mean(metrics[f'AP{t}'] for t in thresholds) for metrics in runs]
-        for thresholds in COLUMNS.values()
+        for thresholds in columns.values()
     ]
 
 

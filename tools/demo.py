@@ -1,11 +1,12 @@
 """Distil a small student from a larger teacher and see what it brings.
 
     bash tools/demo.sh
+    bash tools/demo.sh --rotated
 
 makes a data set of handwritten digits, trains a teacher, a student alone, and the same student
-distilled from the teacher, tests all three, and draws what they do. The configs are those in
-configs/demo. Work that is done is not repeated: an interrupted demo continues where it was when the
-same command is given again.
+distilled from the teacher, tests all three, and draws what they do; with --rotated, the digits are
+turned and so are their boxes. The configs are those in configs/demo. Work that is done is not
+repeated: an interrupted demo continues where it was when the same command is given again.
 """
 
 import argparse
@@ -15,17 +16,17 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo_kinds import HORIZONTAL, ROTATED, Kind, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 PICTURES = ('detections.png', 'regions.png', 'distributions.png')
 STOCK = 'distilled, stock config'
+COLUMNS = ('AP', 'AP50', 'AP75')  # beside the models
 TEST_COST = 0.4  # of a batch, in training iterations of the student alone
 
 
@@ -33,55 +34,45 @@ class DemoError(Exception):
     """Something that the user can change; the message says what."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One training, with its test.
-
-    Attributes:
-        name: Its row in the table and its folder.
-        model: What is trained, for the table.
-        config: Name of a config in ``configs/demo``.
-        cost: Of an iteration, in iterations of the student alone.
-    """
-
-    name: str
-    model: str
-    config: str
-    cost: float
-
-
-TEACHER = Stage('teacher', 'GFL R-18', 'gfl_r18_fpn_8e_digits', 2.0)
-ALONE = Stage('alone', 'GFL R-18, half width', 'gfl_r18-half_fpn_6e_digits', 1.0)
-DISTILLED = Stage('distilled', 'GFL R-18, half width', 'ld_r18-half-gfl-r18_fpn_6e_digits', 1.5)
-STAGES = (TEACHER, ALONE, DISTILLED)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--work-dir', type=Path, default=Path('work_dirs/demo'), metavar='DIR',
-        help='for checkpoints, logs, results and pictures (default: %(default)s)')  # fmt: skip
+    add('--rotated', action='store_true',
+        help="rotated boxes: MMRotate's RetinaNet with distributions, not GFL")  # fmt: skip
+    add('--work-dir', type=Path, metavar='DIR',
+        help=f'for checkpoints, logs, results and pictures ({_default("work_dir")})')  # fmt: skip
     add('--data', type=Path, metavar='DIR', help='for the digits (default: WORK_DIR/digits)')
-    add('--epochs', type=_positive, default=6, metavar='N',
-        help='of both students (default: %(default)s)')  # fmt: skip
-    add('--teacher-epochs', type=_positive, default=8, metavar='N',
-        help='of the teacher (default: %(default)s)')  # fmt: skip
-    add('--train-images', type=_positive, default=600, metavar='N',
-        help='to train on (default: %(default)s)')  # fmt: skip
-    add('--test-images', type=_positive, default=200, metavar='N',
-        help='to test on (default: %(default)s)')  # fmt: skip
-    add('--size', type=_size, default=(192, 128), metavar='WxH',
-        help='of the images in pixels (default: 192x128)')  # fmt: skip
+    add('--epochs', type=_positive, metavar='N',
+        help=f'of both students ({_default("epochs")})')  # fmt: skip
+    add('--teacher-epochs', type=_positive, metavar='N',
+        help=f'of the teacher ({_default("teacher_epochs")})')  # fmt: skip
+    add('--train-images', type=_positive, metavar='N',
+        help=f'to train on ({_default("train_images")})')  # fmt: skip
+    add('--test-images', type=_positive, metavar='N',
+        help=f'to test on ({_default("test_images")})')  # fmt: skip
+    add('--size', type=_size, metavar='WxH',
+        help=f'of the images in pixels ({_default("size")})')  # fmt: skip
     add('--seed', type=int, default=0, metavar='N',
         help='of data, weights and order (default: %(default)s)')  # fmt: skip
     add('--device', choices=['auto', 'cpu', 'cuda'], default='auto',
         help='what to compute on; auto takes a GPU if there is one (default: auto)')  # fmt: skip
     args = parser.parse_args()
+    args.kind = ROTATED if args.rotated else HORIZONTAL
+    for name, value in args.kind.defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     args.work_dir = args.work_dir.absolute()
     args.data = (args.data or args.work_dir / 'digits').absolute()
     return args
+
+
+def _default(option: str) -> str:
+    """For the help."""
+    values = [kind.defaults[option] for kind in (HORIZONTAL, ROTATED)]
+    horizontal, rotated = ('x'.join(map(str, v)) if isinstance(v, tuple) else v for v in values)
+    return f'default: {horizontal}' + (f', rotated {rotated}' if rotated != horizontal else '')
 
 
 def _positive(text: str) -> int:
@@ -107,7 +98,9 @@ def main() -> int:
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # read when torch starts
     try:
-        results = Results(args.work_dir / 'results.json', options_of(args))
+        if args.kind.missing:
+            raise DemoError(args.kind.missing)
+        results = Results(args.work_dir / 'results.json', options_of(args), args.kind)
         if not (results.complete and all((args.work_dir / name).is_file() for name in PICTURES)):
             make_data(args, console)
             with output_into(args.work_dir / 'demo.log', console):
@@ -127,7 +120,7 @@ def main() -> int:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the results."""
-    names = ('epochs', 'teacher_epochs', 'train_images', 'test_images', 'size', 'seed')
+    names = ('rotated', 'epochs', 'teacher_epochs', 'train_images', 'test_images', 'size', 'seed')
     return json.loads(json.dumps({name: getattr(args, name) for name in names}))
 
 
@@ -137,13 +130,15 @@ class Results:
     Args:
         path: Of the file, which need not exist.
         options: The options that decide the results.
+        kind: The demo.
 
     Raises:
         DemoError: The file's results were made with other options.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, options: Mapping[str, Any], kind: Kind) -> None:
         self._path = path
+        self._names = [*(stage.name for stage in kind.stages), STOCK]
         self._content = {'options': dict(options), 'results': {}}
         if path.is_file():
             self._content = _read_results(path)
@@ -157,7 +152,7 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        return all(name in self for name in [*(stage.name for stage in STAGES), STOCK])
+        return all(name in self for name in self._names)
 
     def add(self, name: str, result: Mapping[str, Any]) -> None:
         self._content['results'][name] = dict(result)
@@ -202,11 +197,7 @@ def make_data(args: argparse.Namespace, console: Console) -> None:
             counts,
             args.size,
             args.seed,
-            min_digits=3,
-            max_digits=6,
-            min_height=round(0.22 * min(args.size)),
-            max_angle=20,
-            distractors=1,
+            **args.kind.digits_of(args.size),
             progress=console.is_terminal and not args.data.exists(),
         )
     except DigitsError as error:
@@ -239,11 +230,15 @@ def train_and_test(args: argparse.Namespace, results: Results, console: Console)
 
     check_device(args.device)
     results.write()  # so that another run with other options does not take over the checkpoints
-    work = [(stage, stage_config(stage, args)) for stage in STAGES if stage.name not in results]
+    work = [
+        (stage, stage_config(stage, args))
+        for stage in args.kind.stages
+        if stage.name not in results
+    ]
     try:
         with Bar(console, sum(total_cost(args, stage, cfg) for stage, cfg in work)) as bar:
             for stage, cfg in work:
-                results.add(stage.name, run_stage(stage, cfg, bar))
+                results.add(stage.name, run_stage(args.kind, stage, cfg, bar))
                 bar.say(f'{stage.name}: {in_words(results[stage.name])}')
             if STOCK not in results:
                 results.add(STOCK, test_in_stock_config(args, results))
@@ -264,8 +259,8 @@ def stage_config(stage: Stage, args: argparse.Namespace):
     """The stage's config with this run's paths and lengths, an ``mmengine.Config``."""
     from mmengine import Config
 
-    cfg = Config.fromfile(CONFIGS / f'{stage.config}.py')
-    epochs = args.teacher_epochs if stage is TEACHER else args.epochs
+    cfg = Config.fromfile(stage.config_file)
+    epochs = epochs_of(stage, args)
     cfg.work_dir = str(args.work_dir / stage.name)
     # runners of one process must differ in name, as they find their loggers by it
     cfg.experiment_name = f'demo_{stage.name}'
@@ -274,17 +269,20 @@ def stage_config(stage: Stage, args: argparse.Namespace):
     cfg.train_cfg.max_epochs = epochs
     cfg.param_scheduler[-1].end = epochs
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # tested once, at the end
-    if stage is DISTILLED:
-        cfg.model.teacher.checkpoint = str(checkpoint_of(TEACHER, args))
+    if stage is args.kind.distilled:
+        cfg.model.teacher.checkpoint = str(checkpoint_of(args.kind.teacher, args))
     return cfg
 
 
+def epochs_of(stage: Stage, args: argparse.Namespace) -> int:
+    return args.teacher_epochs if stage is args.kind.teacher else args.epochs
+
+
 def checkpoint_of(stage: Stage, args: argparse.Namespace) -> Path:
-    epochs = args.teacher_epochs if stage is TEACHER else args.epochs
-    return args.work_dir / stage.name / f'epoch_{epochs}.pth'
+    return args.work_dir / stage.name / f'epoch_{epochs_of(stage, args)}.pth'
 
 
-def run_stage(stage: Stage, cfg: Any, bar: 'Bar') -> dict[str, Any]:
+def run_stage(kind: Kind, stage: Stage, cfg: Any, bar: 'Bar') -> dict[str, Any]:
     """Train and test; returns the row of the table."""
     from ld_plugin.launch import build_runner
 
@@ -293,9 +291,8 @@ def run_stage(stage: Stage, cfg: Any, bar: 'Bar') -> dict[str, Any]:
     progress = make_hook(stage, bar)
     runner.register_hook(progress)
     runner.train()
-    metrics = runner.test()
     return dict(
-        scores(metrics),
+        test(kind, runner),
         parameters=sum(p.numel() for p in runner.model.parameters()),
         seconds=round(runner.message_hub.get_info('training_seconds')),
     )
@@ -310,24 +307,25 @@ def test_in_stock_config(args: argparse.Namespace, results: Results) -> dict[str
     from ld_plugin.detectors.checkpoint import load_checkpoint_file
     from ld_plugin.launch import build_runner
 
-    cfg = stage_config(ALONE, args)
+    cfg = stage_config(args.kind.alone, args)
     cfg.resume = False
     cfg.experiment_name = 'demo_stock'
     cfg.work_dir = str(args.work_dir / 'stock')
     runner = build_runner(cfg)
-    checkpoint = load_checkpoint_file(checkpoint_of(DISTILLED, args))
+    checkpoint = load_checkpoint_file(checkpoint_of(args.kind.distilled, args))
     runner.model.load_state_dict(checkpoint['state_dict'], strict=True)
-    found = scores(runner.test())
-    expected = {key: results[DISTILLED.name][key] for key in found}
+    found = test(args.kind, runner)
+    expected = {key: results[args.kind.distilled.name][key] for key in found}
     if found != expected:
         raise RuntimeError(f'distilled: {expected}, but in the stock config: {found}')
     return found
 
 
-def scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """AP (mean over IoU 0.5, 0.55 ... 0.95), AP50 and AP75, from 0 to 1."""
-    keys = dict(AP='coco/bbox_mAP', AP50='coco/bbox_mAP_50', AP75='coco/bbox_mAP_75')
-    return {name: max(float(metrics.get(key, 0)), 0) for name, key in keys.items()}
+def test(kind: Kind, runner: Any) -> dict[str, float]:
+    """The scores that the kind of demo names, from 0 to 1."""
+    with kind.evaluating():
+        metrics = runner.test()
+    return {name: max(float(metrics.get(key, 0)), 0) for name, key in kind.metrics.items()}
 
 
 def in_words(result: Mapping[str, Any]) -> str:
@@ -446,15 +444,18 @@ def make_hook(stage: Stage, bar: Bar):
 def draw(args: argparse.Namespace, results: Results) -> None:
     """Draw the pictures from the checkpoints."""
     from demo_pictures import draw_pictures
+    from mmengine.registry import init_default_scope
 
-    models = {stage.name: load_model(stage, args) for stage in STAGES}
-    titles = {s.name: f'{s.name}, AP {100 * results[s.name]["AP"]:.1f}' for s in STAGES}
+    kind, cfg = args.kind, stage_config(args.kind.alone, args)
+    init_default_scope(cfg.default_scope)
+    models = {stage.name: load_model(stage, args) for stage in kind.stages}
+    titles = {s.name: f'{s.name}, AP {100 * results[s.name]["AP"]:.1f}' for s in kind.stages}
     paths = dict(zip(PICTURES, (args.work_dir / name for name in PICTURES), strict=True))
-    draw_pictures(paths, models, titles, stage_config(ALONE, args))
+    draw_pictures(paths, models, titles, cfg)
 
 
 def load_model(stage: Stage, args: argparse.Namespace):
-    from mmdet.registry import MODELS
+    from mmengine.registry import MODELS
 
     from ld_plugin.detectors.checkpoint import load_checkpoint_file
 
@@ -464,31 +465,52 @@ def load_model(stage: Stage, args: argparse.Namespace):
 
 
 def show(args: argparse.Namespace, results: Results, console: Console) -> None:
-    """Print the table, and where everything is."""
-    table = Table(title=f'{args.test_images} test images', title_justify='left')
-    table.add_column('model')
-    for column in ('', 'epochs', 'AP', 'AP50', 'AP75', 'params', 'training'):
-        table.add_column(column, justify='right')
-    for stage in STAGES:
-        result = results[stage.name]
-        epochs = args.teacher_epochs if stage is TEACHER else args.epochs
-        table.add_row(
-            stage.name,
-            stage.model,
-            str(epochs),
-            *(f'{100 * result[key]:.1f}' for key in ('AP', 'AP50', 'AP75')),
-            f'{result["parameters"] / 1e6:.1f} M',
-            clock(result['seconds']),
-        )
-    console.print(table)
-    gain = 100 * (results[DISTILLED.name]['AP'] - results[ALONE.name]['AP'])
+    """Print the tables, and where everything is."""
+    kind = args.kind
+    console.print(models_table(args, results))
+    if set(kind.metrics) > set(COLUMNS):
+        console.print(thresholds_table(kind, results))
+    gain = 100 * (results[kind.distilled.name]['AP'] - results[kind.alone.name]['AP'])
     lines = [
         f'Distillation: {gain:+.1f} AP for the same student, schedule and seed.',
         f'The distilled checkpoint in the stock config: AP {100 * results[STOCK]["AP"]:.1f}, the '
-        'same; nothing of the plugin is needed to use it.',
+        f'same; {kind.needs}.',
         f'In {args.work_dir}: {", ".join(PICTURES)}, results.json',
     ]
     console.print('\n'.join(lines), soft_wrap=True)
+
+
+def models_table(args: argparse.Namespace, results: Results) -> Table:
+    """A row per model."""
+    table = Table(title=f'{args.test_images} test images', title_justify='left')
+    table.add_column('model')
+    for column in ('', 'epochs', *COLUMNS, 'params', 'training'):
+        table.add_column(column, justify='right')
+    for stage in args.kind.stages:
+        result = results[stage.name]
+        table.add_row(
+            stage.name,
+            stage.model,
+            str(epochs_of(stage, args)),
+            *(f'{100 * result[key]:.1f}' for key in COLUMNS),
+            f'{result["parameters"] / 1e6:.1f} M',
+            clock(result['seconds']),
+        )
+    return table
+
+
+def thresholds_table(kind: Kind, results: Results) -> Table:
+    """A row per model: AP at every IoU threshold, of which AP is the mean."""
+    names = sorted(name for name in kind.metrics if name != 'AP')
+    # narrow, for a terminal of 80 columns
+    table = Table(title='at every IoU', title_justify='left', pad_edge=False, collapse_padding=True)
+    table.add_column('')
+    for column in names:
+        table.add_column(column, justify='right')
+    for stage in kind.stages:
+        found = results[stage.name]
+        table.add_row(stage.name, *(f'{100 * found[name]:.1f}' for name in names))
+    return table
 
 
 if __name__ == '__main__':
