@@ -3,12 +3,11 @@
 Shape shorthand: P priors of one image over all levels, G ground truths of the image, Q pairs of a
 prior and a ground truth that overlap. Boxes have E numbers, in pixels: horizontal or rotated ones,
 as :mod:`ld_plugin.dense.boxes` says, both of the same kind. A few priors overlap a ground truth
-at all, so overlaps are computed for those pairs and never for all P x G.
+at all, so overlaps are computed for those pairs and never for all P x G. They are looked for in
+blocks of priors that follow one another, and so are mostly neighbours.
 """
 
-import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,9 @@ from torch import Tensor
 from ..dense.boxes import bounds, centres, hold, is_rotated, overlaps, overlaps_with, sides
 
 OVERLAPS = ('iof', 'diou')
-_BLOCK = 64  # priors
+_BLOCK = 32  # priors
+_INDEX = 0xFFFFFFFF  # the bits of a key that hold an index
+_ROUNDED = 0.999  # what is left of a bound on overlaps that are computed in another way
 
 
 def valuable_localization_region(
@@ -49,16 +50,17 @@ def valuable_localization_region(
     weights = priors.new_zeros(priors.shape[0])
     if gt_bboxes.shape[0] == 0:
         return weights
+    priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
     threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
-    # the threshold is never negative, so a prior in the region has an overlap above 0
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
+    # no overlap exceeds the share of the prior that is covered, apart from rounding
+    share = _ROUNDED * alpha * threshold
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
     pair_priors, pair_gts = _rows(priors, prior_index), _rows(gt_bboxes, gt_index)
     distance = centred_overlap(pair_priors, pair_gts, overlap)
-    pair_threshold = threshold[gt_index]
+    pair_threshold = threshold.index_select(0, gt_index)
     inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
-    inside = inside.nonzero()[:, 0]  # a small part of the pairs
-    iou = overlaps(pair_priors[inside], pair_gts[inside])
-    return weights.scatter_reduce(0, prior_index[inside], iou, 'amax')
+    iou = overlaps(pair_priors, pair_gts)
+    return weights.scatter_reduce(0, prior_index, iou.where(inside, 0), 'amax')
 
 
 def overlap_region(
@@ -88,8 +90,10 @@ def overlap_region(
     weights = priors.new_zeros(priors.shape[0])
     if gt_bboxes.shape[0] == 0:
         return weights
+    priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
     threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
+    share = _ROUNDED * alpha * threshold
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
     iou = overlaps(_rows(priors, prior_index), _rows(gt_bboxes, gt_index))
     inside = iou >= alpha * threshold[gt_index]
     return weights.scatter_reduce(0, prior_index, iou.where(inside, 0), 'amax')
@@ -109,15 +113,15 @@ def atss_thresholds(
         gt_bboxes: (G, E).
         num_level_priors: Priors of every level.
         valid: (P,) bool, False for priors to leave out.
-        topk: Candidates per level, those with the nearest centre, or all where there are fewer.
+        topk: Candidates per level, those with the nearest centre (of equally near ones, those that
+            come first), or all where there are fewer.
 
     Returns:
         (G,); NaN, which no overlap reaches, where there are fewer than two candidates.
     """
     nearest = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk)
-    iou = overlaps(
-        priors[nearest].flatten(0, 1), gt_bboxes.repeat_interleave(nearest.shape[1], dim=0)
-    ).view(nearest.shape)
+    each_gt = gt_bboxes.t()[..., None].expand(-1, -1, nearest.shape[1]).flatten(1).t()
+    iou = overlaps(_rows(priors, nearest.flatten()), each_gt).view(nearest.shape)
     # where a level has fewer valid priors than topk, the rest of its candidates must not count
     counted = torch.ones_like(iou) if valid is None else valid[nearest].to(iou.dtype)
     number = counted.sum(1)
@@ -133,73 +137,96 @@ def _nearest_priors(
     valid: Tensor | None,
     topk: int,
 ) -> Tensor:
-    """(G, candidates of all levels), indices into ``priors``."""
-    # contiguous (2, P) and (2, G): the P x G distances are the one large array here
-    x, y = centres(priors).t().contiguous()
-    gt_x, gt_y = centres(gt_bboxes).t().contiguous()[..., None]
-    nearest, start = [], 0
-    for n in num_level_priors:
-        here = slice(start, start + n)
-        distance = (x[here] - gt_x).square_().add_((y[here] - gt_y).square_())
-        if valid is not None:
-            distance.masked_fill_(~valid[here], torch.inf)
-        nearest.append(_smallest(distance, min(topk, n)) + start)
-        start += n
-    return torch.cat(nearest, dim=1)
+    """(G, candidates of all levels), indices into ``priors``.
 
-
-def _smallest(values: Tensor, k: int) -> Tensor:
-    """Indices (G, k) of the k smallest of every row of (G, n), in no order.
-
-    They lie in the k blocks of a row whose minima are the smallest. A minimum costs much less than
-    ``topk``, which is left with those blocks and what remains behind the last one.
+    The k nearest of a level lie in the k blocks whose minima are the smallest. A minimum costs much
+    less than ``topk``, which is left with those blocks.
     """
-    topk = partial(torch.topk, k=k, dim=1, largest=False, sorted=False)
-    n = values.shape[1]
-    if n <= 256 * k:  # a short row is faster without blocks
-        return topk(values).indices
-    size = math.isqrt(n // k)
-    end = n - n % size
-    blocks = topk(values[:, :end].unflatten(1, (-1, size)).amin(2)).indices
-    index = torch.arange(n, device=values.device)
-    in_blocks = (blocks[..., None] * size + index[:size]).flatten(1)
-    candidates = torch.cat([in_blocks, index[end:].expand(len(values), -1)], dim=1)
-    return candidates.gather(1, topk(values.gather(1, candidates)).indices)
+    points = centres(priors).t().float()
+    if valid is not None:
+        points = points.where(valid, torch.inf)
+    gt_x, gt_y = centres(gt_bboxes).t().float().contiguous()[..., None]
+    levels = [_in_blocks(level, torch.inf) for level in points.split(list(num_level_priors), dim=1)]
+    x, y = torch.cat(levels, dim=1).flatten(1)
+    distance = (x - gt_x).square_().add_((y - gt_y).square_())  # P x G, the one large array here
+    blocks = distance.unflatten(1, (-1, _BLOCK))
+    keys = _keys(blocks.amin(2), torch.arange(blocks.shape[1], device=blocks.device))
+    parts = keys.split([level.shape[1] for level in levels], dim=1)
+    near = [part.topk(min(topk, part.shape[1]), dim=1, largest=False).values for part in parts]
+    block = (torch.cat(near, dim=1) & _INDEX)[..., None]
+    place = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    keys = _keys(blocks.gather(1, block.expand_as(place)), place).flatten(1)
+    parts = keys.split([part.shape[1] * _BLOCK for part in near], dim=1)
+    nearest, filling = [], 0
+    for part, level, number in zip(parts, levels, num_level_priors, strict=True):
+        nearest.append(part.topk(min(topk, number), dim=1, largest=False).values - filling)
+        filling += level[0].numel() - number
+    return torch.cat(nearest, dim=1) & _INDEX
+
+
+def _keys(values: Tensor, index: Tensor) -> Tensor:
+    """Integers with the order of values that are not negative, and of ``index`` where they equal.
+
+    The bits of such floats, read as integers, have their order. The index comes below them.
+    """
+    return values.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
 
 
 def overlapping_pairs(
-    priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None
+    priors: Tensor,
+    gt_bboxes: Tensor,
+    valid: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Indices (Q,) of prior and ground truth of all pairs whose intersection has an area.
 
     Of rotated boxes, the smallest horizontal boxes around them are looked at: others come too.
+
+    Args:
+        priors: (P, E).
+        gt_bboxes: (G, E).
+        valid: (P,) bool, False for priors to leave out.
+        share: (G,), leaves out priors of which the ground truth covers no more than this share.
     """
-    priors, gt_bboxes = bounds(priors), bounds(gt_bboxes)
-    # neighbouring priors first in blocks, most of which overlap nothing; nor does NaN, the filling
-    missing = -len(priors) % _BLOCK
-    sides = F.pad(priors.t(), (0, missing), value=torch.nan).unflatten(1, (-1, _BLOCK))
-    low, high = sides[:2].nan_to_num(torch.inf).amin(2), sides[2:].nan_to_num(-torch.inf).amax(2)
-    gt_sides = gt_bboxes.t().contiguous()[..., None]
-    gt_index, block = _intersect(torch.cat([low, high]), gt_sides).nonzero().unbind(1)
-    within = _intersect(sides.index_select(1, block), gt_sides.index_select(1, gt_index))
+    low, high = bounds(priors).t().split(2)
     if valid is not None:
-        within &= F.pad(valid, (0, missing)).unflatten(0, (-1, _BLOCK))[block]
-    hit, offset = within.nonzero().unbind(1)
-    return block[hit] * _BLOCK + offset, gt_index[hit]
+        low, high = low.where(valid, torch.inf), high.where(valid, -torch.inf)
+    # what fills the blocks overlaps nothing
+    low, high = _in_blocks(low, torch.inf), _in_blocks(high, -torch.inf)
+    area = _in_blocks(sides(priors).prod(1)[None], torch.inf)[0]
+    gt_low, gt_high = bounds(gt_bboxes).t()[..., None].split(2)
+    share = gt_bboxes.new_zeros(gt_bboxes.shape[0]) if share is None else share
+    least = area.amin(1) * share[:, None]
+    block_low, block_high = low.amin(2)[:, None], high.amax(2)[:, None]
+    near = _intersections(block_low, block_high, gt_low, gt_high) > least
+    gt_index, block = near.nonzero().unbind(1)
+    low, high = (corner.index_select(1, block) for corner in (low, high))
+    gt_low, gt_high = (corner.index_select(1, gt_index) for corner in (gt_low, gt_high))
+    least = area.index_select(0, block) * share.index_select(0, gt_index)[:, None]
+    hit, offset = (_intersections(low, high, gt_low, gt_high) > least).nonzero().unbind(1)
+    return (block * _BLOCK).index_select(0, hit).add_(offset), gt_index.index_select(0, hit)
 
 
-def _intersect(sides: Tensor, other: Tensor) -> Tensor:
-    """Whether boxes share an area; sides left, top, right, bottom come first: (4, ...) to (...)."""
-    overlapping = sides[0] < other[2]
-    overlapping &= sides[2] > other[0]
-    overlapping &= sides[1] < other[3]
-    overlapping &= sides[3] > other[1]
-    return overlapping
+def _in_blocks(values: Tensor, filling: float) -> Tensor:
+    """(D, n) as (D, blocks, _BLOCK)."""
+    missing = -values.shape[1] % _BLOCK
+    return F.pad(values, (0, missing), value=filling).unflatten(1, (-1, _BLOCK))
+
+
+def _intersections(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
+    """Area that boxes share, from their first and last corners: (2, ...) each to (...)."""
+    size = torch.minimum(high, other_high).sub_(torch.maximum(low, other_low)).clamp_(min=0)
+    return size[0] * size[1]
+
+
+def _by_coordinate(boxes: Tensor) -> Tensor:
+    """The same boxes, stored by coordinate, so that arithmetic on one is contiguous."""
+    return boxes.t().contiguous().t()
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
-    """``boxes[index]``, (Q, E), stored by coordinate, so that arithmetic on one is contiguous."""
-    return boxes.t().contiguous().index_select(1, index).t()
+    """``boxes[index]``, (Q, E), stored by coordinate."""
+    return _by_coordinate(boxes).t().index_select(1, index).t()
 
 
 def centred_overlap(priors: Tensor, gt_bboxes: Tensor, overlap: str) -> Tensor:

@@ -1,11 +1,14 @@
 """Selections against :mod:`tests.brute_force`, which compares every pair in numpy and float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmcv.ops import nms
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld_plugin.regions.geometry import (
     atss_thresholds,
@@ -19,6 +22,7 @@ from ld_plugin.regions.geometry import (
 )
 from tests import brute_force
 
+aten = torch.ops.aten
 STRIDES = 8, 16, 32
 HEIGHT, WIDTH = 40, 56
 PRIORS, SIZES = brute_force.anchors(HEIGHT, WIDTH, STRIDES, scale=3)
@@ -96,6 +100,73 @@ def test_atss_thresholds_of_every_pair(gts, valid, topk):
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    corner=st.tuples(st.integers(-8, 16), st.integers(-8, 12)),
+    size=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    valid=padding(),
+    topk=st.sampled_from([2, 5, 9]),
+)
+def test_of_equally_near_priors_the_first_are_candidates(corner, size, valid, topk):
+    gt = 4 * np.array([[*corner, corner[0] + size[0], corner[1] + size[1]]], dtype=np.float32)
+    ours = atss_thresholds(*tensors(PRIORS, gt), COUNTS, *tensors(valid), topk)
+    expected = brute_force.atss_thresholds(PRIORS, gt, COUNTS, valid, topk)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
+ORDERS = {
+    'row by row': lambda cells: cells,
+    'three in a cell': lambda cells: np.repeat(cells, 3, axis=0) + SHIFTS,
+    'three grids': lambda cells: np.tile(cells, (3, 1)) + SHIFTS,
+    'at random': lambda cells: np.random.default_rng(0).permutation(cells),
+}
+SHIFTS = np.random.default_rng(1).uniform(0, 1, (3 * 61 * 67, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize('topk', [2, 9, 40])
+def test_the_order_of_priors_does_not_matter(order, topk):
+    """It says where the nearest ones are looked for first."""
+    priors = ORDERS[order](brute_force.anchors(61 * 4, 67 * 4, [4], scale=5)[0])
+    number, corner = len(priors), np.random.default_rng(2).uniform(-90, 290, (6, 2))
+    gts = np.concatenate([corner, corner + [[31.3, 17.1]]], axis=1).astype(np.float32)
+    ours = atss_thresholds(*tensors(priors, gts), [number], topk=topk)
+    expected = brute_force.atss_thresholds(priors, gts, [number], np.ones(number, bool), topk)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that wait for the device, as the size or the host needs their result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func in (aten.nonzero.default, aten._local_scalar_dense.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_thresholds_do_not_wait_for_the_device_and_the_region_does_twice():
+    priors, gts = tensors(PRIORS, np.float32([[3, 5, 31, 27], [20, 8, 50, 33]]))
+    with Waits() as waits:
+        atss_thresholds(priors, gts, COUNTS)
+    assert waits.number == 0
+    with Waits() as waits:
+        valuable_localization_region(priors, gts, COUNTS)
+    assert waits.number == 2
+
+
+@pytest.mark.parametrize('counts', [COUNTS, [0]])
+@pytest.mark.parametrize('number', [2, 0])
+def test_atss_thresholds_of_nothing(counts, number):
+    priors, gts = torch.from_numpy(PRIORS)[: sum(counts)], torch.ones(number, 4)
+    for valid in (None, torch.zeros(sum(counts), dtype=torch.bool)):
+        found = atss_thresholds(priors, gts, counts, valid)
+        assert found.shape == (number,)
+        assert found.isfinite().all() == (number == 0 or (counts is COUNTS and valid is None))
+
+
 @pytest.mark.parametrize('rows', [61, 40, 1, 0])
 @pytest.mark.parametrize('topk', [2, 9])
 def test_atss_thresholds_of_a_long_level(rows, topk):
@@ -146,6 +217,18 @@ def test_overlapping_pairs_are_those_with_an_intersection(gts, valid):
     assert not found[~valid].any()
     has_area = (gts[:, 2:] > gts[:, :2]).all(1)
     np.testing.assert_array_equal(found[:, has_area], ((iou > 0) & valid[:, None])[:, has_area])
+
+
+@settings(deadline=None, max_examples=40)
+@given(gts=boxes(), valid=padding(), share=st.sampled_from([0.1, 0.5, 2.0, math.nan]))
+def test_pairs_are_left_out_that_cover_too_little(gts, valid, share):
+    covered = brute_force.pairwise(PRIORS, gts, brute_force.overlap, 'first')
+    assume_clear(covered, share)
+    shares = torch.full((len(gts),), share)
+    prior_index, gt_index = overlapping_pairs(*tensors(PRIORS, gts, valid), shares)
+    found = np.zeros((len(PRIORS), len(gts)), dtype=bool)
+    found[prior_index, gt_index] = True
+    np.testing.assert_array_equal(found, (covered > share) & valid[:, None])
 
 
 @settings(deadline=None, max_examples=40)
