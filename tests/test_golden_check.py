@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from tests.golden_check import CHECKS, check_file, main
-from tests.golden_variants import bckd, defeat, ld, pgfi, rank
+from tests.golden_variants import bckd, crosskd, defeat, ld, pgfi, rank
 
 SHIPPED = Path(__file__).parent / 'data' / 'golden'
 METHODS = sorted(CHECKS)
 VARIANTS = {
     'bckd': lambda seed: bckd.BCKD(seed).arrays(),
+    'crosskd': crosskd.crosskd,
     'defeat': defeat.defeat,
     'im_regions': ld.im_regions,
     'kd_kl': ld.kd_kl,

@@ -1,6 +1,6 @@
 """CrossKD's repository: its losses, its reused head, and PKD."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from mmdet.models.dense_heads import GFLHead
@@ -77,8 +77,7 @@ def _check_align(case: Case, prefix: str) -> Iterator[Row]:
         'out': out,
         'grad_student': torch.autograd.grad((out * cotangent).sum(), student)[0],
     }
-    single = student[:, 0].numel() == 1
-    reasons = dict.fromkeys(ours, 'NaN, the deviation of a single position') if single else {}
+    reasons = _incomparable(student[:, 0].numel(), ours)
     yield from case.rows({n: x for n, x in ours.items() if n not in reasons}, prefix)
     yield from _apart(case, prefix, reasons)
 
@@ -211,7 +210,7 @@ def _check_pkd(case: Case, prefix: str, loss: PearsonFeatureLoss) -> Iterator[Ro
         for name, x in zip(('student', 'teacher'), rows, strict=True)
     }
     ours |= {'loss': value, 'grad_student': torch.autograd.grad(value, student)[0]}
-    reasons = _incomparable(images * height * width)
+    reasons = _incomparable(images * height * width, ours)
     yield from case.rows({n: x for n, x in ours.items() if n not in reasons}, prefix)
     yield from _apart(case, prefix, reasons)
 
@@ -223,10 +222,9 @@ def _apart(case: Case, prefix: str, reasons: dict[str, str]) -> Iterator[Row]:
             yield Row(prefix + name, reason=f'not comparable: {reason}')
 
 
-def _incomparable(rows: int) -> dict[str, str]:
+def _incomparable(rows: int, names: Iterable[str]) -> dict[str, str]:
     """Why arrays of a map with that many positions have nothing to say."""
     if rows == 1:
-        names = 'student_norm', 'teacher_norm', 'loss', 'grad_student'
         return dict.fromkeys(names, 'NaN, the deviation of a single position')
     if rows == 2:
         return {'grad_student': 'rounding about 0: two positions are always +-1 / sqrt(2)'}
