@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.golden_check import CHECKS, check_file, main
-from tests.golden_variants import bckd, crosskd, defeat, ld, pgfi, rank
+from tests.golden_variants import bckd, crosskd, defeat, ld, pgfi, rank, rotated
 
 SHIPPED = Path(__file__).parent / 'data' / 'golden'
 METHODS = sorted(CHECKS)
@@ -20,6 +20,7 @@ VARIANTS = {
     'ld_head': lambda seed: ld.LDHead(seed).arrays(),
     'pgfi': pgfi.pgfi,
     'rank_mimic': rank.rank_mimic,
+    'rotated_ld': rotated.rotated_ld,
     'vlr_region': ld.vlr_region,
 }
 WITH_RESULTS = sorted(VARIANTS.keys() - {'im_regions', 'vlr_region'})
