@@ -90,7 +90,6 @@ RECIPES = {
 }
 PRECISIONS = ('fp32', 'bf16')
 ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
-OBJECTS = 8  # per image
 MEGABYTE = 1e6
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 _PROGRESS = dict(console=Console(stderr=True))
@@ -128,26 +127,27 @@ class Batch:
 
     @classmethod
     def random(
-        cls, size: int, number: int, device: torch.device, classes: int, rotated: bool
+        cls, args: argparse.Namespace, device: torch.device, classes: int, rotated: bool
     ) -> 'Batch':
         """Noise with objects between a tenth and six tenths of the image's side."""
         generator = torch.Generator().manual_seed(0)
-        samples = []
-        for _ in range(number):
-            extent = size * 0.1 * 6 ** torch.rand(OBJECTS, 2, generator=generator)
-            corner = torch.rand(OBJECTS, 2, generator=generator) * (size - extent)
+        size, objects, samples = args.size, args.objects, []
+        for _ in range(args.batch):
+            extent = size * 0.1 * 6 ** torch.rand(objects, 2, generator=generator)
+            corner = torch.rand(objects, 2, generator=generator) * (size - extent)
             sample = DetDataSample(
                 metainfo=dict(
                     img_shape=(size, size), pad_shape=(size, size), batch_input_shape=(size, size)
                 )
             )
             boxes = torch.cat([corner, corner + extent], dim=1)
-            labels = torch.randint(0, classes, (OBJECTS,), generator=generator)
+            labels = torch.randint(0, classes, (objects,), generator=generator)
             sample.gt_instances = InstanceData(
                 bboxes=_turned(boxes, generator) if rotated else boxes, labels=labels
             )
             samples.append(sample.to(device))
-        return cls(torch.randn(number, 3, size, size, generator=generator).to(device), samples)
+        images = torch.randn(args.batch, 3, size, size, generator=generator)
+        return cls(images.to(device), samples)
 
 
 def _turned(boxes: Tensor, generator: torch.Generator) -> BaseBoxes:
@@ -182,7 +182,7 @@ class Bench:
         self.which = DETECTORS[args.detector]
         student = detector(self.which, args.student, args.channels)
         classes, rotated = student.bbox_head.num_classes, self.which.scope == 'mmrotate'
-        self.batch = Batch.random(args.size, args.batch, self.device, classes, rotated)
+        self.batch = Batch.random(args, self.device, classes, rotated)
         self.student = self._build(student)
         self.eager = self._build(detector(self.which, args.teacher, args.channels)).eval()
 
@@ -447,6 +447,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add('--channels', type=int, default=256, help='of neck and heads (default: 256, the stock)')
     add('--size', type=int, default=320, help='height and width in pixels (default: 320)')
     add('--batch', type=int, default=2, help='images per step (default: 2)')
+    add('--objects', type=int, default=8, help='per image (default: 8)')
     add('--rounds', type=int, default=15, help='(default: 15)')
     add('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: cpu)')
     add('--threads', type=int, default=2, help='of the processor (default: 2)')
