@@ -7,7 +7,7 @@ from torch import Tensor
 from ..dense import DistillationContext
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
-from ..losses import DistillationLoss, eager_gradient
+from ..losses import DistillationLoss, eager_gradient, pieces_of
 from ..regions import Region
 from ..registry import DISTILLERS
 from .base import Distiller
@@ -94,8 +94,11 @@ class ClassificationDistiller(Distiller):
         )
         return sum(
             eager_gradient(
-                lambda rows, t=teacher, w=weight, d=divisor: self.loss(rows, t, w, avg_factor=d),
+                lambda *given, d=divisor: self.loss(*given, avg_factor=d),
                 student,
+                teacher,
+                weight,
+                pieces=pieces_of(student),
             )
             for student, teacher, weight, divisor in levels
         )

@@ -8,7 +8,7 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..dense.positions import mean_counts
 from ..errors import ConfigError
-from ..losses import DecoupledLoss, DistillationLoss, eager_gradient
+from ..losses import DecoupledLoss, DistillationLoss, eager_gradient, pieces_of
 from ..losses.functional import at_least_float32
 from ..regions import Region
 from ..registry import DISTILLERS
@@ -128,8 +128,5 @@ class DecoupledClassificationDistiller(Distiller):
             context.student.class_views, context.teacher.class_views, *weights, strict=True
         )
         return sum(
-            eager_gradient(
-                lambda rows, t=teacher, w=(objects, background): self.loss(rows, t, *w), student
-            )
-            for student, teacher, objects, background in levels
+            eager_gradient(self.loss, *level, pieces=pieces_of(level[0])) for level in levels
         )

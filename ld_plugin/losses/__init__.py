@@ -5,7 +5,7 @@ from .binary import BinaryKDLoss
 from .box import BoxLoss
 from .decoupled import DecoupledLoss
 from .distribution import DistributionKLLoss
-from .eager_gradient import eager_gradient
+from .eager_gradient import eager_gradient, pieces_of
 from .feature import FeatureMSELoss, PearsonFeatureLoss
 from .functional import (
     distribution_kl,
@@ -32,6 +32,7 @@ __all__ = [
     'feature_squared_error',
     'modulated_binary_cross_entropy',
     'pearson_feature_error',
+    'pieces_of',
     'rank_kl',
     'standardized',
 ]

@@ -1,6 +1,6 @@
 """Compute a loss together with its gradient, so that nothing else is kept for the backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from .functional import at_least_float32
 
 
-def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int = 1) -> Tensor:
     """``function(*inputs)``, whose gradient is computed at once.
 
     A loss over whole levels makes a dozen temporaries of the level's size, and autograd would keep
@@ -22,36 +22,82 @@ def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         inputs: Of any float type; the function sees half precision as float32. Their gradients wait
             in float32, where those of a mean over many positions do not vanish before a scaler of
             mixed precision multiplies them.
+        pieces: The inputs are cut into at most as many along dimension 1, and ``function``, which
+            must be a sum over it, is computed piece by piece: less memory, more calls.
 
     Returns:
         The scalar. It can be differentiated once.
     """
-    return _EagerGradient.apply(function, *inputs)
+    return _EagerGradient.apply(function, pieces, *inputs)
+
+
+def pieces_of(class_view: Tensor) -> int:
+    """In how many pieces to look at the class logits of a level, (N, A, H, W, C).
+
+    Temporaries of a million elements are few megabytes, and keep a GPU busy. Of nine anchors and
+    eighty classes a level has many times as many.
+    """
+    return min(class_view.shape[1], max(1, class_view.numel() >> 20))
 
 
 class _EagerGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        wanted = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            leaves = [
-                at_least_float32(x.detach()).requires_grad_(needed)
-                for x, needed in zip(inputs, wanted, strict=True)
-            ]
-            value = function(*leaves)
-            if any(wanted):
-                needed = [x for x, wants in zip(leaves, wanted, strict=True) if wants]
-                ctx.save_for_backward(
-                    *torch.autograd.grad(value, needed, allow_unused=True, materialize_grads=True)
-                )
+    def forward(ctx: Any, function: Callable[..., Tensor], pieces: int, *inputs: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[2:]
+        if pieces == 1:
+            value, gradients = _value_and_gradients(function, inputs, wanted)
+        else:
+            value, gradients = _in_pieces(function, inputs, wanted, pieces)
+        ctx.save_for_backward(*gradients)
         ctx.wanted, ctx.dtypes = wanted, [x.dtype for x in inputs]
-        return value.detach()
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        return None, *(
-            (next(saved) * upstream).to(dtype) if wanted else None
-            for wanted, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
+        return (
+            None,
+            None,
+            *(
+                (next(saved) * upstream).to(dtype) if wanted else None
+                for wanted, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
+            ),
         )
+
+
+def _value_and_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The gradients are those of the inputs that want one, in at least float32."""
+    with torch.enable_grad():
+        leaves = [
+            at_least_float32(x.detach()).requires_grad_(wants)
+            for x, wants in zip(inputs, wanted, strict=True)
+        ]
+        value = function(*leaves)
+        needed = [leaf for leaf in leaves if leaf.requires_grad]
+        if not needed:
+            return value, []
+        return value.detach(), torch.autograd.grad(
+            value, needed, allow_unused=True, materialize_grads=True
+        )
+
+
+def _in_pieces(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], pieces: int
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The same, the sum over pieces along dimension 1."""
+    gradients = [
+        torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        for x, wants in zip(inputs, wanted, strict=True)
+        if wants
+    ]
+    cut = [x.chunk(pieces, dim=1) for x in (*inputs, *gradients)]
+    total = 0
+    for piece in zip(*cut, strict=True):
+        value, found = _value_and_gradients(function, piece[: len(inputs)], wanted)
+        total = total + value
+        for gradient, new in zip(piece[len(inputs) :], found, strict=True):
+            gradient.copy_(new)
+    return total, gradients

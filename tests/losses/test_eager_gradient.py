@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld_plugin.losses import eager_gradient, feature_squared_error, modulated_binary_cross_entropy
+from ld_plugin.losses import (
+    eager_gradient,
+    feature_squared_error,
+    modulated_binary_cross_entropy,
+    pieces_of,
+)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
@@ -71,3 +76,31 @@ def test_nothing_but_the_gradient_is_kept():
     student, teacher = torch.randn(50, 8, requires_grad=True), torch.randn(50, 8)
     value = eager_gradient(lambda x: feature_squared_error(x, teacher).mean(), student)
     assert [x.shape for x in value.grad_fn.saved_tensors] == [student.shape]
+
+
+@pytest.mark.parametrize('pieces', [2, 3, 7])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_in_pieces_it_is_the_same(pieces: int, dtype: torch.dtype):
+    level_map, teacher = torch.randn(2, 2, 5 * 3, 4, 6, dtype=dtype)
+    weight = torch.rand(2, 4, 6, 5, dtype=dtype).movedim(-1, 1)
+    results = []
+    for number in (1, pieces):
+        leaf = level_map.clone().requires_grad_()
+        views = [x.unflatten(1, (5, 3)).movedim(2, -1) for x in (leaf, teacher)]
+        value = eager_gradient(
+            lambda x, y, w: (w * modulated_binary_cross_entropy(x, y, 1).sum(-1)).sum(),
+            *views,
+            weight,
+            pieces=number,
+        )
+        value.backward()
+        results.append((value, leaf.grad))
+    torch.testing.assert_close(*results)
+    assert results[1][1].any()
+
+
+def test_large_levels_are_looked_at_in_pieces():
+    assert pieces_of(torch.empty(2, 9, 100, 167, 80, device='meta')) == 9
+    assert pieces_of(torch.empty(2, 9, 40, 40, 80, device='meta')) == 2
+    assert pieces_of(torch.empty(2, 9, 10, 10, 80, device='meta')) == 1
+    assert pieces_of(torch.empty(64, 1, 100, 167, 80, device='meta')) == 1
