@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine import Config, ConfigDict
 
 from ld_plugin import recipes
 
@@ -34,6 +35,38 @@ def test_models_build(family: str, tmp_path: Path) -> None:
     own = [key for key in student.state_dict() if not key.startswith('distillers.')]
     assert own == list(stock.state_dict())
     assert sum(p.numel() for p in stock.parameters()) < sum(p.numel() for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ('method', 'config'),
+    [
+        ('teacher', 'gfl_r18_fpn_18e_bccd.py'),
+        ('alone', 'gfl_r18-half_fpn_6e_bccd.py'),
+        ('bckd+defeat', 'bckd-defeat_r18-half-gfl-r18_fpn_6e_bccd.py'),
+    ],
+)
+def test_configs_say_what_is_measured(method: str, config: str) -> None:
+    cfg = Config.fromfile(ROOT / 'configs' / 'bccd' / config)
+    teacher = Path('runs/epoch_18.pth') if '+' in method else None
+    expected = run('GFL', method, teacher).read_config()
+    assert cfg.train_cfg.max_epochs == expected.train_cfg.max_epochs
+    for name in ('param_scheduler', 'optim_wrapper', 'train_dataloader'):
+        assert cfg[name] == expected[name]
+    assert cfg.model.get('distillers') == expected.model.get('distillers')
+    sizes = [
+        [tuple(p.shape) for p in MODELS.build(cut(model)).parameters()]
+        for model in (cfg.model, expected.model)
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def cut(model: ConfigDict) -> ConfigDict:
+    """The student as a stock detector."""
+    stock = model.copy()
+    if stock.pop('teacher', None):
+        stock.type = 'GFL'
+        del stock['distillers']
+    return stock
 
 
 def test_every_method_is_a_recipe() -> None:
