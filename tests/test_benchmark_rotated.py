@@ -80,3 +80,16 @@ def test_a_row_per_method_and_a_run_per_seed(monkeypatch: pytest.MonkeyPatch) ->
     (checkpoint,) = {job.teacher_checkpoint for name in LOSSES for job in rows[name]}
     epochs = ROTATED.defaults['teacher_epochs']
     assert checkpoint == Path(f'work_dirs/rotated/teacher_seed0/epoch_{epochs}.pth')
+
+
+def test_ratios_are_of_the_means_of_all_seeds(tmp_path: Path) -> None:
+    aps = {'alone': [(0.2, 0.0), (0.4, 0.0)], 'LD': [(0.3, 0.1), (0.9, 0.1)]}
+    rows = {name: [run('alone', tmp_path / f'{name}{seed}') for seed in (0, 1)] for name in aps}
+    for name, jobs in rows.items():
+        for job, (low, high) in zip(jobs, aps[name], strict=True):
+            job.work_dir.mkdir()
+            metrics = {f'AP{t}': low if t < 85 else high for t in range(50, 100, 5)}
+            job.metrics_file.write_text(json.dumps(metrics))
+    lines = benchmark.ratios(rows).splitlines()
+    assert lines[2] == '| alone | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 0.000 |'
+    assert lines[3:] == ['| LD | 2.00 x | 2.00 x | 2.00 x | 2.00 x | 2.00 x |  |']

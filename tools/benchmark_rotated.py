@@ -13,8 +13,9 @@ Complete runs are not repeated, and interrupted ones continue.
 import argparse
 import dataclasses
 import os
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ METHODS = {
 }
 COUNTS = dict(train=ROTATED.defaults['train_images'], test=400)
 COLUMNS = {'AP': range(50, 100, 5), 'AP50': [50], 'AP75': [75]}
+THRESHOLDS = {f'AP{t}': [t] for t in (50, 60, 70, 75, 80, 85)}  # beyond, AP is nearly zero
 BASE = 'alone'
 
 
@@ -76,6 +78,7 @@ def main() -> int:
     if len(args.seeds) > 1:
         students = {name: row for name, row in rows.items() if name != 'teacher'}
         print(f'\n{bccd.gains(students, BASE, COLUMNS)}')
+        print(f'\n{ratios(students)}')
     return 0
 
 
@@ -121,6 +124,23 @@ def rows_of(args: argparse.Namespace) -> dict[str, list[Run]]:
     checkpoint = teacher.work_dir / f'epoch_{ROTATED.defaults["teacher_epochs"]}.pth'
     rows = {'teacher': teachers, BASE: row(ROTATED.alone, args.seeds)}
     return rows | {name: row(ROTATED.distilled, args.seeds, name) for name in args.methods}
+
+
+def ratios(students: Mapping[str, list[bccd.Job]]) -> str:
+    """A Markdown table: how many times the AP of the student alone, by IoU threshold."""
+    means = {
+        name: [statistics.mean(values) for values in bccd.scores(jobs, THRESHOLDS)]
+        for name, jobs in students.items()
+    }
+    lines = [f'| | {" | ".join(THRESHOLDS)} |', '|' + '---|' * (len(THRESHOLDS) + 1)]
+    lines.append(f'| {BASE} | {" | ".join(f"{mean:.3f}" for mean in means[BASE])} |')
+    for name in (name for name in means if name != BASE):
+        cells = [
+            f'{mean / base:.2f} x' if base else ''
+            for mean, base in zip(means[name], means[BASE], strict=True)
+        ]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':
