@@ -75,7 +75,7 @@ FAMILIES = {
     ),
     'Faster R-CNN': Family(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-        ('defeat_two_stage', 'pkd', 'fitnet'),
+        ('defeat_two_stage', 'bckd', 'rm_pfi', 'pkd', 'fitnet'),
         detector='DistilledTwoStageDetector',
         low_precision='fp32',  # mmcv's RoI operators take nothing less on a processor
     ),
