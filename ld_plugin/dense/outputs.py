@@ -52,6 +52,8 @@ class HeadSpec:
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
         has_boxes: Whether boxes can be decoded with a gradient.
+        centre_offset: Where in its cell the centre of a prior lies, from 0 (the cell's first
+            corner) to 1, in strides.
     """
 
     name: str
@@ -68,6 +70,7 @@ class HeadSpec:
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
     has_boxes: bool = True
+    centre_offset: float = 0.0
 
     @property
     def offers(self) -> frozenset[str]:

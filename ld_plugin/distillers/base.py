@@ -138,6 +138,15 @@ class Distiller(nn.Module, ABC):
                 teacher.bin_ranges,
                 "Set model.bbox_head's ranges to the teacher's.",
             )
+            check_equal(
+                key,
+                "places of the priors' centres in their cells (center_offset of anchors, offset of "
+                'points)',
+                student.centre_offset,
+                teacher.centre_offset,
+                "The sides' distances count from there. Choose a teacher whose head has the "
+                "student's; its class scores and boxes can be distilled nevertheless.",
+            )
 
 
 def _check_several_classes(key: str, spec: HeadSpec, loss: nn.Module) -> None:

@@ -88,6 +88,7 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert (spec.box_dim, spec.feature_channels) == (5 if family in ALL_ROTATED else 4, 32)
     assert (spec.angle_version is None) == (family not in ALL_ROTATED)
     assert (spec.num_bins is not None) == ('distributions' in spec.offers)
+    assert spec.centre_offset == (0.5 if 'fcos' in family else 0)
     assert 'matched_gts' in spec.extras
 
 
@@ -417,6 +418,20 @@ def test_logits_of_probabilities() -> None:
         assert ends.dtype == torch.float32
         assert ends.isfinite().all()
         assert ends[0] < -27 and ends[1] > 5
+
+
+@pytest.mark.parametrize('family', ['fcos', 'distribution_fcos'])
+@pytest.mark.parametrize(('norm_on_bbox', 'centerness_on_reg'), [(True, False), (False, True)])
+def test_fcos_with_one_of_its_two_settings(
+    family: str, norm_on_bbox: bool, centerness_on_reg: bool
+) -> None:
+    """The families have neither or both."""
+    head = build_head(family, norm_on_bbox=norm_on_bbox, centerness_on_reg=centerness_on_reg)
+    features = random_features(head)
+    test_boxes_and_scores_are_those_of_stock_prediction(head, features)
+    test_training_and_evaluation_give_the_same_boxes(head.train(), features, family)
+    test_assignment_is_what_the_stock_loss_used(head.train(), features, family, (3, 2))
+    test_matched_ground_truth_is_the_box_target(head, features, family, (3, 2))
 
 
 def test_distances_of_vfnet_with_the_targets_of_fcos() -> None:

@@ -11,8 +11,22 @@ from mmengine import ConfigDict
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
+from ld_plugin import ConfigError
 from ld_plugin.dense import DistillationContext
-from ld_plugin.recipes import imitation_everywhere, ld_full, ld_main
+from ld_plugin.dense.outputs import level_rows
+from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.recipes import (
+    bckd,
+    crosskd,
+    fitnet,
+    imitation_everywhere,
+    imitation_gi,
+    ld_full,
+    ld_main,
+    ld_point,
+    rm_pfi,
+)
+from tests.families import tiny
 from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
 
 NAMES = ('circle', 'square', 'star')
@@ -78,6 +92,39 @@ def test_classes_meet_their_partners(tmp_path: Path, rows: list, options: dict) 
         torch.testing.assert_close(found[name], value)
 
 
+@pytest.mark.parametrize('family', ['retinanet', 'fcos', 'tood'])
+def test_classes_meet_their_partners_in_every_distiller(family: str) -> None:
+    """Of heads with nine priors per cell, with one, and with probabilities."""
+    MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD's assigner depends on it
+    distillers = bckd | rm_pfi | imitation_gi | dict(kd=ld_full['kd'])
+    if family != 'tood':  # it has no stacked convolutions
+        distillers |= crosskd
+    original, more = (build(tiny(family, c, stacked_convs=3), seed=7) for c in (3, 5))
+    state = more.state_dict()
+    for name, weight in original.state_dict().items():
+        if weight.shape == state[name].shape:
+            state[name] = weight
+        else:  # of the classes, for every anchor
+            state[name].unflatten(0, (-1, 5))[:, [2, 4, 1]] = weight.unflatten(0, (-1, 3))
+    more.load_state_dict(state)
+    found = []
+    for teacher, classes in (
+        (original, NAMES),
+        (more, ('moon', 'star', 'circle', 'sun', 'square')),
+    ):
+        config = dict(model=tiny(family, len(classes), stacked_convs=3))
+        student = tiny(family, stacked_convs=3)
+        cfg = dict(config=config, checkpoint=None, classes=classes)
+        model = build(tiny_distilled(cfg, distillers, student))
+        asked, model.teacher = model.teacher, FrozenTeacher(teacher, classes=classes)
+        model.teacher.reads, model.teacher.head_layers = asked.reads, asked.head_layers
+        values = losses(model, batch(SHAPES))
+        found.append({name: values[f'loss_{name}'] for name in distillers})
+    for name, expected in found[0].items():
+        assert expected > 0, name
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_classes_without_a_partner_carry_no_loss(tmp_path: Path) -> None:
     teacher = teacher_with_rows(tmp_path / 'a.pth', [0, 2], classes=('circle', 'star'))
     model = build(tiny_distilled(teacher, dict(kd=ld_full['kd'], ld=ld_full['ld'])))
@@ -141,7 +188,7 @@ def test_features_are_distilled_on_the_levels_that_both_have() -> None:
 @pytest.mark.parametrize(('scale', 'strides'), [(2, [8, 16, 32, 64]), (0.5, [16, 32, 64, 128])])
 def test_images_are_enlarged_for_the_teacher(scale: float, strides: list[int]) -> None:
     teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, image_scale=scale)
-    model = build(tiny_distilled(teacher))
+    model = build(tiny_distilled(teacher, ld_full | fitnet))
     data = batch(SHAPES)
     context = context_of(model, data)
     assert [x for x, _ in context.teacher.spec.strides] == strides
@@ -166,8 +213,66 @@ def test_images_are_enlarged_for_the_teacher(scale: float, strides: list[int]) -
     torch.testing.assert_close(
         context.teacher.level_boxes(level), outputs.level_boxes(own) / scale, atol=1e-3, rtol=1e-4
     )
+    torch.testing.assert_close(context.teacher.features[level], outputs.features[own])
     for name in ld_full:
         assert losses(model, data)[f'loss_{name}'].isfinite()
+
+
+@pytest.mark.parametrize('family', ['atss', 'fcos', 'tood'])
+def test_classes_of_another_kind_of_detector(family: str, tmp_path: Path) -> None:
+    """Cell by cell the class logits are those of the stock teacher on its own input."""
+    stock = build(tiny(family), seed=7)
+    teacher = dict(config=dict(model=tiny(family)), checkpoint=save(stock, tmp_path / 't.pth'))
+    model = build(tiny_distilled(teacher, dict(kd=ld_full['kd'], score=bckd['bckd_cls'])))
+    data = batch(SHAPES)
+    context = context_of(model, data)
+    assert context.teacher.level_shapes == context.student.level_shapes
+    with torch.no_grad():
+        own = stock.eval().data_preprocessor(dict(data), training=True)['inputs']
+        maps = stock.bbox_head(stock.extract_feat(own))[0]
+    for level, expected in enumerate(maps):
+        scores = context.teacher.level_class_logits(level).sigmoid()
+        rows = level_rows(expected, 1)
+        torch.testing.assert_close(
+            scores, rows if family == 'tood' else rows.sigmoid(), rtol=1e-3, atol=1e-5
+        )
+    found = losses(model, data)
+    assert found['loss_kd'] > 0 and found['loss_score'] > 0
+
+
+def test_features_of_another_width_are_compared_behind_the_adapter() -> None:
+    teacher = dict(config=dict(model=tiny_gfl(channels=64)), checkpoint=None)
+    model = build(tiny_distilled(teacher, fitnet))
+    data = batch(SHAPES)
+    context = context_of(model, data)
+    adapter = model.distillers.im.adapter
+    cells = context.assignment.valid.split(context.student.num_level_priors, dim=1)
+    expected = 0.0
+    for valid, mine, other in zip(
+        cells, context.student.features, context.teacher.features, strict=True
+    ):
+        assert (mine.shape[1], other.shape[1]) == (32, 64)
+        squares = (level_rows(adapter(mine), 1) - level_rows(other, 1)).square().mean(-1)
+        expected += 2 * squares[valid].mean()
+    torch.testing.assert_close(losses(model, data)['loss_im'], expected)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher'), [('distribution_fcos', 'gfl'), ('gfl', 'distribution_fcos')]
+)
+def test_distances_from_other_points_are_refused(student: str, teacher: str) -> None:
+    """FCOS counts them from the middle of a cell, GFL from its corner."""
+    cfg = dict(config=dict(model=tiny(teacher)), checkpoint=None)
+    with pytest.raises(ConfigError, match=r'^model\.distillers\.ld: places of the priors.* differ'):
+        build(tiny_distilled(cfg, ld_point, tiny(student)))
+    model = build(tiny_distilled(cfg, bckd, tiny(student)))
+    assert losses(model, batch(SHAPES))['loss_bckd_box'] > 0
+
+
+def test_distances_from_the_same_points_are_compared() -> None:
+    cfg = dict(config=dict(model=tiny('gfl')), checkpoint=None)
+    model = build(tiny_distilled(cfg, ld_point, tiny('distribution_atss')))
+    assert losses(model, batch(SHAPES))['loss_ld'] > 0
 
 
 def test_bad_values(tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ class DenseReader(ABC):
             extras=frozenset(extras) | ({'head_features'} if self.tower_channels else set()),
             tower_channels=self.tower_channels,
             angle_version=getattr(head.bbox_coder, 'angle_version', None) if rotated else None,
+            centre_offset=_centre_offset(generator),
         )
 
     @property
@@ -277,6 +278,11 @@ class DenseReader(ABC):
         # the expectation over bins is a matrix product, which autocast would round to half a bin
         with torch.autocast(rows.device.type, enabled=False):
             return self.decode(rows.float(), priors, strides)
+
+
+def _centre_offset(generator: Any) -> float:
+    """As in :class:`HeadSpec`; generators of anchors and of points call it differently."""
+    return float(getattr(generator, 'center_offset', getattr(generator, 'offset', 0.0)))
 
 
 def by_image(levels: Sequence[Tensor], num_images: int) -> Tensor:
