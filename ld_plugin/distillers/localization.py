@@ -40,7 +40,7 @@ class LocalizationDistiller(Distiller):
         loss: How; default KL divergence at temperature 10, weight 0.25.
         schedule: A factor over training.
         divisor: D; if None the region's published constant, 4 or for the valuable localization
-            region 16.
+            region, and for the negatives in its place, 16.
         reference_images: R, images per GPU at which the loss weight was chosen; published 3.
         normalizer: What the sum over the region is divided by: ``'images'``, N D / R, or
             ``'level_positions'``, on each level the region's positions there.

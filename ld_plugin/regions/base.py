@@ -59,7 +59,7 @@ class Region(ABC):
 
     Attributes:
         ld_divisor: The constant under localization distillation's sum over the region (published: 4
-            for positives, 16 for the valuable localization region).
+            for positives, 16 for the valuable localization region and what stands in for it).
         whole_levels: Whether it holds so many priors that reading whole levels costs less than
             gathering.
         reads: Which of the teacher's outputs the region looks at, in the words of
@@ -67,7 +67,7 @@ class Region(ABC):
         reads_of_student: What it needs of the student besides, likewise.
     """
 
-    ld_divisor: ClassVar[float] = 4.0
+    ld_divisor: float = 4.0
     whole_levels: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
     reads_of_student: frozenset[str] = frozenset()

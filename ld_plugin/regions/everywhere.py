@@ -5,6 +5,7 @@ from torch import Tensor
 from ..dense import DistillationContext
 from ..registry import REGIONS
 from .base import Region
+from .vlr import ValuableLocalizationRegion
 
 
 @REGIONS.register_module()
@@ -13,13 +14,19 @@ class EverywhereRegion(Region):
 
     Args:
         exclude_positives: Leave the student's positives out; the rest is what the LD authors take
-            for the valuable localization region of point-based heads.
+            for the valuable localization region of point-based heads, and localization
+            distillation divides by that region's constant.
     """
 
     whole_levels = True
 
     def __init__(self, exclude_positives: bool = False) -> None:
         self.exclude_positives = exclude_positives
+
+    @property
+    def ld_divisor(self) -> float:
+        of_all = super().ld_divisor
+        return ValuableLocalizationRegion.ld_divisor if self.exclude_positives else of_all
 
     def weights(self, context: DistillationContext) -> Tensor:
         valid = context.assignment.valid

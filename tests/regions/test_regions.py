@@ -141,6 +141,12 @@ def test_everywhere_without_positives(step):
     assert torch.equal(EverywhereRegion(exclude_positives=True)(step).weights, valid & ~positive)
 
 
+def test_negatives_count_as_the_region_that_they_stand_for():
+    assert EverywhereRegion().ld_divisor == 4
+    negatives = EverywhereRegion(exclude_positives=True)
+    assert negatives.ld_divisor == ValuableLocalizationRegion().ld_divisor == 16
+
+
 @pytest.mark.parametrize('scope', ['image', 'batch'])
 def test_general_instances_are_stock_suppression_of_where_scores_differ(step, scope):
     ours = GIRegion(topk=4, iou_threshold=0.3, scope=scope)(step).weights
