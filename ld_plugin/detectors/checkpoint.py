@@ -17,6 +17,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .model_config import OWN_PACKAGE
 
 _KEY = 'model.teacher.checkpoint'
 ADAPTER_PREFIX = 'distillers.'
@@ -41,12 +42,10 @@ def load_checkpoint_file(
     """
     path = Path(_download(str(checkpoint), key) if '://' in str(checkpoint) else checkpoint)
     if not path.is_file():
-        hint = (
-            f' Train it: mim train mmdet-ld-plugin {trained_by.split("::")[-1]}'
-            if isinstance(trained_by, str)
-            else ''
+        raise ConfigError(
+            f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}). '
+            f'{_how_to_get(trained_by)}'
         )
-        raise ConfigError(f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}).{hint}')
     try:
         loaded = _load(path, key)
     except (
@@ -87,13 +86,11 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     }
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f'{_KEY}: {name!r} does not fit model.teacher.config: {error}') from error
+    except (RuntimeError, AttributeError) as error:  # which says nothing of what is missing
+        missing = [weight for weight in model.state_dict() if weight not in state]
+        raise _does_not_fit(name, f'{error}\n', missing) from error
     if missing:
-        raise ConfigError(
-            f'{_KEY}: {name!r} does not fit model.teacher.config: it lacks {len(missing)} weights: '
-            f'{", ".join(missing)}. Choose the config that the checkpoint was trained with.'
-        )
+        raise _does_not_fit(name, '', missing)
     if unexpected:
         warnings.warn(
             f'{_KEY}: {name!r} holds weights that the teacher does not have: '
@@ -107,6 +104,25 @@ def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
     meta = checkpoint.get('meta') or {}
     dataset_meta = meta.get('dataset_meta') or {}
     return dataset_meta.get('classes') or dataset_meta.get('CLASSES') or meta.get('CLASSES')
+
+
+def _how_to_get(trained_by: Any) -> str:
+    """What to do where the checkpoint of a teacher's config is missing."""
+    name = trained_by if isinstance(trained_by, str) else ''
+    package, _, config = name.rpartition('::')
+    if package not in ('', OWN_PACKAGE):
+        return f"Correct the path, or set it to 'auto' for the one that {package} publishes."
+    if config:
+        return f'Train it: mim train mmdet-ld-plugin {config}'
+    return 'Correct the path.'
+
+
+def _does_not_fit(name: str, reason: str, missing: Sequence[str]) -> ConfigError:
+    lacks = f'it lacks {len(missing)} weights: {", ".join(missing)}. ' if missing else ''
+    return ConfigError(
+        f'{_KEY}: {name!r} does not fit model.teacher.config: {reason}{lacks}'
+        'Choose the config that the checkpoint was trained with.'
+    )
 
 
 def _load(path: Path, key: str) -> Any:

@@ -11,7 +11,7 @@ from mmengine.utils import is_installed
 from ..errors import ConfigError
 
 _KEY = 'model.teacher.config'
-_OWN_PACKAGE = 'ld_plugin'
+OWN_PACKAGE = 'ld_plugin'
 #: what to install for a package that this one can do without
 EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
 
@@ -37,9 +37,13 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
                 f'{Path.cwd()}). Give a path, a dict, or a stock config, for example '
                 "'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
             )
-        loaded = read_file(config)
+        loaded = _read_path(config)
     if not isinstance(loaded.get('model'), Mapping):
-        raise ConfigError(f"{_KEY}: {config!r} has no 'model'; expected a whole detector config.")
+        found = f'the keys {", ".join(loaded)}' if isinstance(config, Mapping) else repr(config)
+        raise ConfigError(
+            f"{_KEY}: found {found} without a 'model', expected a whole detector config. What "
+            'describes a model alone becomes one by dict(model=...).'
+        )
     return loaded
 
 
@@ -61,6 +65,16 @@ def read_file(path: str | Path) -> Config:
         raise
 
 
+def _read_path(path: str | Path) -> Config:
+    try:
+        return read_file(path)
+    except (OSError, SyntaxError) as error:
+        raise ConfigError(
+            f'{_KEY}: {str(path)!r} cannot be read as a config: {error}. Correct it, or give '
+            'another.'
+        ) from error
+
+
 def student_model(config: Config) -> ConfigDict:
     """The ``model`` of a config without distillation: a distilled student can teach in its turn."""
     model = config.model.copy()
@@ -80,7 +94,7 @@ def published_checkpoint(config: Any) -> str:
         ConfigError: ``config`` is no stock name, or has no published checkpoint.
     """
     key = 'model.teacher.checkpoint'
-    if not isinstance(config, str) or '::' not in config or config.startswith(_OWN_PACKAGE):
+    if not isinstance(config, str) or '::' not in config or config.startswith(OWN_PACKAGE):
         raise ConfigError(
             f"{key}: found 'auto', which needs a stock name such as 'mmdet::gfl/...' in {_KEY}; "
             f'found {config if isinstance(config, str) else type(config).__name__!r}. Give the '
@@ -105,18 +119,21 @@ def own_config_root() -> Path:
 
 def _read_packaged(name: str) -> Config:
     package, relative = name.split('::', 1)
-    if package == _OWN_PACKAGE:
+    if package == OWN_PACKAGE:
         path = own_config_root() / relative
         if path.is_file():
             return read_file(path)
-        raise ConfigError(f'{_KEY}: found {name!r}, but {path} does not exist.')
+        raise ConfigError(
+            f'{_KEY}: found {name!r}, but {path} does not exist. Correct the name: FOLDER/FILE.py '
+            f'below {own_config_root()}.'
+        )
     _check_installed(name)
     try:
         return get_config(name)
     except (FileNotFoundError, ImportError, KeyError, AssertionError, ValueError) as error:
         raise ConfigError(
             f'{_KEY}: found {name!r}, which is not among the configs of the installed {package}: '
-            f'{error}'
+            f'{error}. Correct the name, or give a path.'
         ) from error
 
 

@@ -110,13 +110,18 @@ class FrozenTeacher:
         image_scale: float = 1,
         class_map: Mapping[str | int, str | int] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
+        if precision not in list(PRECISIONS):
             raise ConfigError(
                 f'model.teacher.precision: found {precision!r}, expected one of {list(PRECISIONS)}.'
             )
-        if not image_scale > 0:
+        if not isinstance(image_scale, (int, float)) or not image_scale > 0:
             raise ConfigError(
-                f'model.teacher.image_scale: found {image_scale}, expected a number above 0.'
+                f'model.teacher.image_scale: found {image_scale!r}, expected a number above 0.'
+            )
+        if not isinstance(class_map, Mapping | None):
+            raise ConfigError(
+                f'model.teacher.class_map: found {class_map!r}, expected a dict from classes of '
+                "the student's to classes of the teacher's."
             )
         name = 'rpn_head' if hasattr(model, 'roi_head') else 'bbox_head'
         if not hasattr(model, name):
@@ -170,13 +175,29 @@ class FrozenTeacher:
             load_weights(model, loaded, checkpoint)
             classes = classes or class_names(loaded)
         options = {key: cfg[key] for key in _OPTIONS if key in cfg}
-        return cls(model, classes=classes, **options)
+        teacher = cls(model, classes=classes, **options)
+        if cfg.get('classes') is not None:
+            teacher.check_names()
+        return teacher
 
     @property
     def spec(self) -> HeadSpec:
         """What the teacher's head predicts, with strides in pixels of the student's images."""
         rois = self._roi_reader.spec if self._roi_reader else None
         return replace(rescaled_spec(self._reader.spec, self.image_scale), rois=rois)
+
+    @property
+    def num_classes(self) -> int:
+        """C, of the second stage if it has one that can be read."""
+        return (self._roi_reader or self._reader).spec.num_classes
+
+    def check_names(self) -> None:
+        """Raise :class:`ConfigError` if it has more or fewer classes than names."""
+        if len(self.classes) != self.num_classes:
+            raise ConfigError(
+                f'model.teacher.classes: found {len(self.classes)} names, {tuple(self.classes)}, '
+                f"expected {self.num_classes}, one for each class of the teacher's head."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -233,10 +254,19 @@ class FrozenTeacher:
             num_student_classes: Their number.
 
         Raises:
-            ConfigError: No class has a partner, or names are needed and not known.
+            ConfigError: No class has a partner, names are needed and not known, or the student has
+                more or fewer classes than names.
         """
-        count = self._roi_reader.spec.num_classes if self._roi_reader else self.spec.num_classes
+        count = self.num_classes
         mine, theirs = student_classes or num_student_classes, self.classes or count
+        by_name = self.classes or self.class_map
+        if student_classes and by_name and len(mine) != num_student_classes:
+            head = 'roi_head.bbox_head' if self.is_two_stage else 'bbox_head'
+            raise ConfigError(
+                f'model.{head}.num_classes: found {num_student_classes}, expected {len(mine)}, as '
+                f'train_dataloader.dataset has the classes {tuple(mine)}. Correct it, or '
+                'metainfo.classes of the data set.'
+            )
         if self.class_map is not None:
             match = ClassMatch.by_map(self.class_map, mine, theirs)
         elif isinstance(mine, int) or isinstance(theirs, int):

@@ -231,6 +231,22 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
             "model.teacher.precision: found 'int8', expected one of ['fp32', 'bf16', 'fp16']",
         ),
         (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, precision=['fp32']),
+            "model.teacher.precision: found ['fp32'], expected one of ",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, image_scale='2'),
+            "model.teacher.image_scale: found '2', expected a number above 0.",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, class_map=['circle']),
+            "model.teacher.class_map: found ['circle'], expected a dict from classes of ",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=('circle', 'square')),
+            "model.teacher.classes: found 2 names, ('circle', 'square'), expected 3, one for each ",
+        ),
+        (
             dict(config='nothing.py', checkpoint=None),
             "model.teacher.config: found 'nothing.py', but there is no such file (looked in ",
         ),
@@ -244,7 +260,8 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
         ),
         (
             dict(config=tiny_gfl(), checkpoint=None),
-            'model.teacher.config: ',  # the whole config is wanted, not its model
+            'model.teacher.config: found the keys type, data_preprocessor, backbone, neck, '
+            "bbox_head, train_cfg, test_cfg without a 'model', expected a whole detector config. ",
         ),
         (
             dict(config=dict(model=tiny_gfl()), checkpoint='auto'),
@@ -273,6 +290,36 @@ def test_missing_package_is_said_and_not_installed(
         "model.teacher.config: found 'not_installed::gfl/gfl.py', but no package 'not_installed' "
         'is installed. Install it'
     )
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'reason'),
+    [
+        ('base.py', "_base_ = 'nothing.py'\n", 'nothing.py'),
+        ('open.py', 'model = dict(\n', 'never closed'),
+        ('config.txt', 'text', 'py/yml/yaml/json'),
+    ],
+)
+def test_teacher_config_that_cannot_be_read(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    found = message(lambda: build(tiny_distilled(dict(config=str(path), checkpoint=None))))
+    assert found.startswith(f"model.teacher.config: '{path}' cannot be read as a config: ")
+    assert reason in found
+    assert found.endswith('Correct it, or give another.')
+
+
+@pytest.mark.parametrize('config', ['mmdet::gfl/nothing.py', 'ld_plugin::ld/nothing.py'])
+def test_missing_packaged_config_says_what_to_do(config: str) -> None:
+    found = message(lambda: build(tiny_distilled(dict(config=config, checkpoint=None))))
+    assert 'Correct the name' in found
+
+
+def test_missing_checkpoint_of_a_stock_config_is_published() -> None:
+    found = message(lambda: build(tiny_distilled(dict(config=GFL, checkpoint='nothing.pth'))))
+    assert found.endswith("Correct the path, or set it to 'auto' for the one that mmdet publishes.")
 
 
 def test_missing_checkpoint_comes_with_the_command_that_trains_it(tmp_path: Path) -> None:
@@ -452,6 +499,17 @@ def test_other_class_names_stop_the_training_at_its_first_step(tmp_path: Path) -
     )
     assert f'teacher {classes}, student {("circle", "square", "star")}' in found
     assert 'model.teacher.class_map' in found
+    assert runner.iter == 0
+
+
+def test_head_with_other_classes_than_the_data_set_stops_the_training(tmp_path: Path) -> None:
+    student = tiny_gfl(num_classes=5)
+    teacher = teacher_named('circle', 'square', 'star')
+    runner = tiny_runner(build(tiny_distilled(teacher, ld_full, student)), tmp_path)
+    assert message(runner.train) == (
+        'model.bbox_head.num_classes: found 5, expected 3, as train_dataloader.dataset has the '
+        "classes ('circle', 'square', 'star'). Correct it, or metainfo.classes of the data set."
+    )
     assert runner.iter == 0
 
 

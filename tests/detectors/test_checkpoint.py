@@ -295,6 +295,16 @@ def test_other_shapes_are_all_listed(checkpoint: Path) -> None:
     assert message.startswith(f"model.teacher.checkpoint: '{checkpoint}' does not fit")
     for part in ('bbox_head.gfl_cls.weight', 'bbox_head.gfl_cls.bias', '[3]', '[5]'):
         assert part in message
+    assert 'lacks' not in message
+    assert message.endswith('Choose the config that the checkpoint was trained with.')
+
+
+def test_other_shapes_and_missing_weights_are_listed_together(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        teacher(checkpoint, num_classes=5, stacked_convs=2)
+    message = str(error.value)
+    assert 'size mismatch for bbox_head.gfl_cls.weight' in message
+    assert 'it lacks 6 weights: bbox_head.cls_convs.1.conv.weight, ' in message
 
 
 def test_missing_weights_are_all_listed(checkpoint: Path) -> None:
