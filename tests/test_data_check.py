@@ -1,5 +1,7 @@
 """Data that is not there is said before training, by config key."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,23 @@ def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
     key = 'test_evaluator.1.outfile_prefix'
     assert str(error.value).startswith(f"{key}: '{tmp_path}/Task1' is there already")
     assert f'--cfg-options {key}=PATH' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('program', 'section'),
+    [('train.py', 'train_dataloader'), ('test.py', 'test_dataloader')],
+)
+def test_programs_stop_with_the_message(
+    program: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text(f'{section} = dict(dataset={dataset("data/nowhere/")})\n')
+    tool = Path(__file__).resolve().parents[1] / 'tools' / program
+    checkpoint = ['student.pth'] if program == 'test.py' else []
+    monkeypatch.setattr(sys, 'argv', [program, str(path), *checkpoint])
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which the program sets otherwise
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(tool), run_name='__main__')
+    first, second = str(stopped.value.code).splitlines()
+    assert first == f'{path}: the data of this config is not there:'
+    assert second.startswith(f"{section}.dataset.data_root: folder 'data/nowhere/' not found")

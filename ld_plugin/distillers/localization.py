@@ -68,7 +68,7 @@ class LocalizationDistiller(Distiller):
         super().__init__(region, loss, schedule)
         divisor = region.ld_divisor if divisor is None else divisor
         for name, value in (('divisor', divisor), ('reference_images', reference_images)):
-            if value <= 0:
+            if not value > 0:  # refuses NaN, too
                 raise ConfigError(f'{name}: found {value}, expected a number above 0.')
         self.divisor = divisor
         self.reference_images = reference_images

@@ -82,7 +82,7 @@ class LinearWarmupSchedule(Schedule):
 
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
-        if value < 0:
+        if not value >= 0:  # refuses NaN, too
             raise ConfigError(f'{name}: found {value}, expected at least 0.')
 
 

@@ -34,8 +34,8 @@ class GIRegion(Region):
     reads = frozenset({'class_logits', 'boxes'})
 
     def __init__(self, topk: int = 10, iou_threshold: float = 0.3, scope: str = 'image') -> None:
-        if topk < 1:
-            raise ConfigError(f'topk: found {topk}, expected at least 1.')
+        if not isinstance(topk, int) or topk < 1:
+            raise ConfigError(f'topk: found {topk}, expected an integer of at least 1.')
         if not 0 < iou_threshold < 1:
             raise ConfigError(
                 f'iou_threshold: found {iou_threshold}, expected a number between 0 and 1.'

@@ -32,8 +32,8 @@ class OverlapRegion(Region):
     def __init__(self, alpha: float = 0.25, topk: int = 9, rotated: bool = False) -> None:
         if not 0 < alpha < 1:
             raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
-        if topk < 2:
-            raise ConfigError(f'topk: found {topk}, expected at least 2.')
+        if not isinstance(topk, int) or topk < 2:
+            raise ConfigError(f'topk: found {topk}, expected an integer of at least 2.')
         self.alpha = alpha
         self.topk = topk
         self.rotated = rotated

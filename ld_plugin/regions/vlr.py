@@ -42,8 +42,8 @@ class ValuableLocalizationRegion(Region):
     ) -> None:
         if not 0 < alpha < 1:
             raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
-        if topk < 2:
-            raise ConfigError(f'topk: found {topk}, expected at least 2.')
+        if not isinstance(topk, int) or topk < 2:
+            raise ConfigError(f'topk: found {topk}, expected an integer of at least 2.')
         if overlap not in OVERLAPS:
             raise ConfigError(f'overlap: found {overlap!r}, expected one of {OVERLAPS}.')
         self.alpha = alpha

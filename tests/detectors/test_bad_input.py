@@ -113,7 +113,17 @@ def test_wrong_arguments(cfg: Any, expected: str) -> None:
         (
             'region',
             dict(type='ValuableLocalizationRegion', topk=1),
-            'topk: found 1, expected at least 2',
+            'topk: found 1, expected an integer of at least 2',
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', topk=9.5),
+            'topk: found 9.5, expected an integer of at least 2',
+        ),
+        (
+            'region',
+            dict(type='OverlapRegion', topk=9.5),
+            'topk: found 9.5, expected an integer of at least 2',
         ),
         (
             'region',
@@ -125,7 +135,16 @@ def test_wrong_arguments(cfg: Any, expected: str) -> None:
             dict(type='FineGrainedRegion', share=1.5),
             'share: found 1.5, expected a number between 0 and 1',
         ),
-        ('region', dict(type='GIRegion', topk=0), 'topk: found 0, expected at least 1'),
+        (
+            'region',
+            dict(type='GIRegion', topk=0),
+            'topk: found 0, expected an integer of at least 1',
+        ),
+        (
+            'region',
+            dict(type='GIRegion', topk=2.5),
+            'topk: found 2.5, expected an integer of at least 1',
+        ),
         (
             'region',
             dict(type='GIRegion', iou_threshold=0),
@@ -140,6 +159,11 @@ def test_wrong_arguments(cfg: Any, expected: str) -> None:
             'schedule',
             dict(type='ConstantSchedule', value=-1),
             'value: found -1, expected at least 0',
+        ),
+        (
+            'schedule',
+            dict(type='ConstantSchedule', value=float('nan')),
+            'value: found nan, expected at least 0',
         ),
         (
             'schedule',
@@ -171,6 +195,7 @@ def test_values_out_of_range(part: str, cfg: dict, expected: str) -> None:
     ('arguments', 'expected'),
     [
         (dict(divisor=0), 'divisor: found 0, expected a number above 0'),
+        (dict(divisor=float('nan')), 'divisor: found nan, expected a number above 0'),
         (dict(reference_images=-3), 'reference_images: found -3, expected a number above 0'),
     ],
 )
