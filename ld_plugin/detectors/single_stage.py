@@ -18,7 +18,7 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
 
     Args:
         teacher: Arguments of :class:`~ld_plugin.detectors.FrozenTeacher`: ``config``,
-            ``checkpoint``, optionally ``precision`` and ``classes``.
+            ``checkpoint``, and its options.
         distillers: Configs of the distillers; each key names a loss.
         backbone, neck, bbox_head, train_cfg, test_cfg, data_preprocessor, init_cfg: As in the stock
             detector.
