@@ -58,6 +58,7 @@ class TeacherOutputs:
         kinds = dict(
             class_logits=self.outputs.class_maps,
             box_logits=self.outputs.box_maps,
+            quality_logits=self.outputs.quality_maps,
             features=self.outputs.features,
         )
         found = [
@@ -310,7 +311,12 @@ class FrozenTeacher:
             head_features = self._reader.head_features(record, self.head_layers)
             outputs = replace(outputs, head_features=head_features, rest_of_head=self._rest_of_head)
         outputs = rescaled(outputs, self.image_scale)
-        maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
+        maps = [
+            *outputs.class_maps,
+            *outputs.box_maps,
+            *outputs.quality_maps,
+            *outputs.features,
+        ]
         sums = torch.stack([m.sum(dtype=torch.float32) for m in maps])
         return TeacherOutputs(outputs, sums, features if 'rois' in self.reads else ())
 

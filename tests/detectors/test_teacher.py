@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ld_plugin import NonFiniteTeacherError
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import imitation_everywhere, imitation_gi, ld_kd, ld_main
+from tests.families import tiny
 from tests.models import GFL, batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
 SHAPES = [(128, 160), (96, 128)]
@@ -312,6 +313,15 @@ def test_message_names_the_one_bad_image_and_level() -> None:
     model.teacher._model.bbox_head.register_forward_hook(spoil)
     with pytest.raises(NonFiniteTeacherError, match=r': box_logits of level 2, image 1 \(counted'):
         model(**prepared, mode='loss')
+
+
+def test_quality_logits_are_checked() -> None:
+    model = tiny('atss')
+    teacher = dict(config=dict(model=tiny('atss')), checkpoint=None)
+    model = build(tiny_distilled(teacher, dict(quality=dict(type='QualityDistiller')), model))
+    model.teacher._model.bbox_head.atss_centerness.bias.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteTeacherError, match=r': quality_logits of level 0, image 0; qual'):
+        losses(model, batch())
 
 
 def test_features_that_are_distilled_are_checked() -> None:
