@@ -1,4 +1,4 @@
-# What brings most on this data: no KD, and four times the published weight of VLR LD.
+# As good as the full recipe on this data: no KD, and four times the published weight of VLR LD.
 _base_ = 'gfl_r18_fpn_12e_bccd.py'
 from ld_plugin.recipes import ld_full
 
