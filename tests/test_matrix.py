@@ -28,6 +28,7 @@ from ld_plugin.distillers import (
     RankDistiller,
     build_distillers,
 )
+from ld_plugin.losses.box import ROTATED as ROTATED_BOX_LOSSES
 from tests.dense.heads import build_head, rotated
 from tests.families import (
     ALL_ROTATED,
@@ -344,6 +345,21 @@ def test_unusual_objects(family: str, name: str, kind: str) -> None:
         assert loss.isfinite()
         assert loss >= 0
         assert all(g.isfinite().all() for g in gradients(loss, predictions(context)))
+
+
+@pytest.mark.parametrize('kind', ['nothing', 'objects'])
+@pytest.mark.parametrize('rotated', ROTATED_BOX_LOSSES)
+@pytest.mark.parametrize('family', [f for f in ROTATED if 'boxes' in SPECS[f].offers])
+def test_unusual_objects_with_every_box_loss(family: str, rotated: str, kind: str) -> None:
+    """What is compared on a GPU, too: untrained heads predict boxes inside out."""
+    loss = dict(type='BoxLoss', rotated=rotated)
+    spec, context = SPECS[family], on_unusual_images(family, kind)
+    for region in ('EverywhereRegion', 'MainRegion'):
+        cfg = dict(type='BoxDistiller', loss=loss, region=dict(type=region))
+        found = build_distillers(dict(x=cfg), spec, spec)['x'](context)
+        # each pair's loss is in [0, 1], and so are the weights
+        assert 0 <= found <= context.assignment.valid.numel()
+        assert all(g.isfinite().all() for g in gradients(found, predictions(context)))
 
 
 @pytest.mark.parametrize('family', SPECS)

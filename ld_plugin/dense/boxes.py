@@ -95,11 +95,12 @@ def overlaps(boxes: Tensor, others: Tensor, mode: str = 'iou') -> Tensor:
         return boxes.sum(1)  # the stock overlap of no boxes has no gradient
     if not is_rotated(boxes):
         return bbox_overlaps(boxes, others, mode=mode, is_aligned=True)
-    common = _common_area(boxes, others)
-    area = boxes[:, 2:4].prod(1)
-    if mode == 'iou':
-        area = area + others[:, 2:4].prod(1) - common
-    return common / area.clamp(min=_SMALLEST_AREA)
+    # far from objects a head whose distances may be negative predicts boxes inside out: no area
+    area, other_area = (b[:, 2:4].clamp(min=0).prod(1) for b in (boxes, others))
+    # of boxes without an area, rounding leaves more in common than they have
+    common = torch.minimum(_common_area(boxes, others), torch.minimum(area, other_area))
+    whole = area + other_area - common if mode == 'iou' else area
+    return common / whole.clamp(min=_SMALLEST_AREA)
 
 
 def overlaps_with(box: Tensor, boxes: Tensor) -> Tensor:

@@ -82,6 +82,27 @@ def test_boxes_without_an_area_overlap_nothing() -> None:
     assert overlaps(flat, flat).max() < 1e-6
 
 
+@pytest.mark.parametrize('sides_of', [(1, -1), (-1, 1), (-1, -1), (0, 20), (20, 0)], ids=str)
+def test_boxes_inside_out_or_flat_overlap_nothing(sides_of: tuple[int, int]) -> None:
+    """However near they are, and in the gradient, too."""
+    boxes, factors = random_boxes(), torch.tensor([1, 1, *sides_of, 1])
+    wrong = (boxes * factors).requires_grad_()
+    for other in (boxes, boxes * factors + torch.tensor([0.01, 0.02, 0, 0, 1e-3])):
+        for found in (
+            overlaps(wrong, other),
+            overlaps(other, wrong),
+            overlaps(wrong, other, 'iof'),
+        ):
+            assert not found.any()
+            assert torch.autograd.grad(found.sum(), wrong)[0].isfinite().all()
+
+
+def test_overlaps_are_at_most_1() -> None:
+    for width in (1e-3, 1e-4):
+        boxes = random_boxes() * torch.tensor([1, 1, width, 20, 1])
+        assert overlaps(boxes, boxes).max() <= 1
+
+
 @pytest.mark.parametrize('dim', [4, 5])
 def test_no_boxes_have_a_gradient(dim: int) -> None:
     boxes = torch.empty(0, dim, requires_grad=True)
