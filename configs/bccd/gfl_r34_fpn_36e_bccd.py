@@ -1,5 +1,5 @@
-# The teacher of this folder: deeper, and trained three times as long. Under a microscope up and down
-# are no different, so it sees its images mirrored both ways.
+# The teacher of this folder: deeper, and trained three times as long. Under a microscope up is like
+# down, so it sees its images mirrored both ways.
 _base_ = 'gfl_r18_fpn_12e_bccd.py'
 
 model = dict(backbone=dict(depth=34))
