@@ -28,6 +28,7 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, Mapping):
         loaded = Config(dict(config))
+        _check_scope(loaded, f'{_KEY}.default_scope')
     elif '::' in str(config):
         loaded = _read_packaged(str(config))
     else:
@@ -51,10 +52,10 @@ def read_file(path: str | Path) -> Config:
     """Read a config file.
 
     Raises:
-        ConfigError: Its ``_base_`` is a config of a package that is not installed.
+        ConfigError: It, or its ``_base_``, is a config of a package that is not installed.
     """
     try:
-        return Config.fromfile(path)
+        config = Config.fromfile(path)
     except ModuleNotFoundError as error:
         for package, how in EXTRAS.items():
             if str(error).startswith(f'{package} is not installed'):
@@ -63,6 +64,17 @@ def read_file(path: str | Path) -> Config:
                     f'Install it ({how}).'
                 ) from error
         raise
+    _check_scope(config, f'default_scope of {path}')
+    return config
+
+
+def _check_scope(config: Config, where: str) -> None:
+    """Stop where a config without ``_base_``, such as a dumped one, is of a missing package."""
+    scope = config.get('default_scope')
+    if scope in EXTRAS and not is_installed(scope):
+        raise ConfigError(
+            f'{where}: found {scope!r}, which is not installed. Install it ({EXTRAS[scope]}).'
+        )
 
 
 def _read_path(path: str | Path) -> Config:

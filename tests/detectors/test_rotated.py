@@ -194,6 +194,10 @@ def test_mmrotate_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     name = 'mmrotate::rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py'
     with pytest.raises(ConfigError, match=r"Install it \(pip install 'mmdet-ld-plugin\[rotated\]"):
         model_config.read_config(name)
+    with pytest.raises(
+        ConfigError, match=r"config\.default_scope: found 'mmrotate', .*\[rotated\]"
+    ):
+        model_config.read_config(dict(model=tiny(STUDENT), default_scope='mmrotate'))
 
 
 def test_a_rotated_teacher_has_only_features_for_a_horizontal_student() -> None:
@@ -215,26 +219,30 @@ for head in ('DistributionRotatedRetinaHead', 'DistributionRotatedFCOSHead'):
         MODELS.build(dict(type=head, num_classes=3))
     except ConfigError as error:
         print(error)
-try:
-    read_file(sys.argv[1])
-except ConfigError as error:
-    print(error)
+for path in sys.argv[1:]:
+    try:
+        read_file(path)
+    except ConfigError as error:
+        print(error)
 """
 
 
 def test_without_mmrotate_configs_say_what_to_install(tmp_path: Path) -> None:
     path = tmp_path / 'mine.py'
     path.write_text("_base_ = 'mmrotate::rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py'")
-    command = [sys.executable, '-W', 'ignore', '-c', WITHOUT_MMROTATE, str(path)]
+    dumped = tmp_path / 'dumped.py'
+    dumped.write_text("default_scope = 'mmrotate'")
+    command = [sys.executable, '-W', 'ignore', '-c', WITHOUT_MMROTATE, str(path), str(dumped)]
     root = Path(__file__).parents[2]
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     install = "Install it (pip install 'mmdet-ld-plugin[rotated]')."
-    *heads, base = [line for line in said.splitlines() if line.endswith(install)]
+    *heads, base, whole = [line for line in said.splitlines() if line.endswith(install)]
     assert [line.split(', ')[0] for line in heads] == [
         'model.bbox_head.type: found DistributionRotatedRetinaHead',
         'model.bbox_head.type: found DistributionRotatedFCOSHead',
     ]
     assert base.startswith(f'_base_ of {path}: found a config of mmrotate, which is not installed')
+    assert whole.startswith(f"default_scope of {dumped}: found 'mmrotate', which is not installed")
 
 
 def test_other_missing_packages_are_named_as_ever(tmp_path: Path) -> None:
