@@ -58,7 +58,8 @@ class DistributionRotatedRetinaHead(RetinaHead):
         args, kwargs: Of the stock head.
         reg_max: Number of bins less one; published 8.
         delta_range: First and last bin of the offsets of centre and sides; published -2 to 2.
-        angle_range: First and last bin of the angle's offset, in radians; published -5 to 2.
+        angle_range: First and last bin of the angle's offset, in radians; published -5 to 2. Where
+            the loss is between offsets, those of angle version le135 reach up to 3 pi / 4.
 
     Raises:
         ConfigError: ``reg_max`` is below 1, a range is empty, or the coder is not one of rotated
