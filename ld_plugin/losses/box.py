@@ -8,6 +8,7 @@ from mmdet.models.losses import GIoULoss
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.registry import MODELS
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..dense.boxes import is_rotated, overlaps
 from ..errors import ConfigError
@@ -22,6 +23,8 @@ ROTATED = ('iou', *GAUSSIAN)
 
 #: in pixels: what sides are taken for if they are shorter or longer
 SIDES = 1e-2, 1e5
+
+_PAIRS = 1 << 16  # of rotated boxes at once: the gradient of one pair's overlap takes 1.6 KB
 
 
 @MODELS.register_module()
@@ -82,8 +85,14 @@ def _overlap_loss(
 ) -> Tensor:
     # not mmcv's operator: it is for CUDA devices alone and finds nothing in common between some
     # equal boxes
-    rows = 1 - overlaps(pred.float(), target.float())
+    pairs = zip(pred.float().split(_PAIRS), target.float().split(_PAIRS), strict=True)
+    rows = 1 - torch.cat([_overlaps(*pair) for pair in pairs])
     return weight_reduce_loss(rows, weight, reduction or 'mean', avg_factor)
+
+
+def _overlaps(pred: Tensor, target: Tensor) -> Tensor:
+    """Of some of the pairs, computed again in the backward pass instead of kept."""
+    return checkpoint(overlaps, pred, target, use_reentrant=False, preserve_rng_state=False)
 
 
 @cache

@@ -46,6 +46,27 @@ def test_overlap_of_rotated_boxes() -> None:
     torch.testing.assert_close(found, 2 * (weight * expected).sum() / 3, rtol=1e-4, atol=1e-4)
 
 
+def test_overlaps_in_parts_keep_little_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all priors of a large image, what autograd keeps of them would take gigabytes."""
+    whole, target = random_boxes(50), random_boxes(50)
+    parts = whole.clone().requires_grad_()
+    whole.requires_grad_()
+    loss = BoxLoss(rotated='iou')
+    loss(whole, target, reduction_override='sum').backward()
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(box, '_PAIRS', 8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(parts, target, reduction_override='sum').backward()
+    torch.testing.assert_close(parts.grad, whole.grad)
+    assert whole.grad.abs().sum() > 0
+    assert sum(kept) / 50 < 200
+
+
 @pytest.mark.parametrize('kind', ['kld', 'gwd'])
 def test_distances_of_gaussians(kind: str) -> None:
     """Beside their definitions, with matrices for the covariances."""
