@@ -92,7 +92,8 @@ class FrozenTeacher:
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
         image_scale: The images are enlarged by this factor for the teacher; its outputs are in
-            pixels of the student's images nevertheless.
+            pixels of the student's images nevertheless. Levels are matched by their strides, so
+            with powers of two as usual, a power of two.
         class_map: The student's classes to the teacher's, names or indices, where names do not
             say it. Classes that are not in it have no partner and carry no loss.
 

@@ -87,7 +87,8 @@ class Distiller(nn.Module, ABC):
             'strides of the levels',
             student.strides,
             teacher.strides,
-            'Positions correspond level by level; choose a teacher with the same strides.',
+            'Positions correspond level by level; choose a teacher with the same strides, and a '
+            'power of two for model.teacher.image_scale.',
         )
         if reads == {'features'}:
             return

@@ -282,7 +282,9 @@ def test_bad_values(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert message(rows=[0, 1, 2], image_scale=0).startswith('model.teacher.image_scale: found 0')
-    assert 'strides of the levels differ' in message(rows=[0, 1, 2], image_scale=1.5)
+    of_scale = message(rows=[0, 1, 2], image_scale=1.5)
+    assert 'strides of the levels differ' in of_scale
+    assert of_scale.endswith('a power of two for model.teacher.image_scale.')
     found = message(rows=[0, 1, 2], classes=NAMES, class_map=dict(circle='round'))
     assert found.startswith("model.teacher.class_map: 'round' is none of the teacher's classes")
     found = message(rows=[0, 1, 2], class_map=dict(circle='round'))
