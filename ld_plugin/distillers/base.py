@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
 from ..errors import ConfigError
-from ..losses import DistributionKLLoss
+from ..losses import DistillationLoss, DistributionKLLoss
 from ..regions import Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
@@ -29,6 +29,9 @@ class Distiller(nn.Module, ABC):
         loss: How.
         schedule: A factor over training; constantly 1 if None.
 
+    Raises:
+        ConfigError: The loss compares something else.
+
     Attributes:
         reads: Which outputs of both models it needs: ``'class_logits'``, ``'distributions'``,
             ``'boxes'``, ``'features'``, ``'quality'`` (the branch that rates a box),
@@ -38,6 +41,7 @@ class Distiller(nn.Module, ABC):
             ground truth).
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
         loss_registry: Where ``loss`` is looked up.
+        loss_base: What ``loss`` has to be derived from.
         defaults: Configs of the parts that a user leaves out.
     """
 
@@ -45,12 +49,19 @@ class Distiller(nn.Module, ABC):
     reads_of_student: ClassVar[frozenset[str]] = frozenset()
     head_layers: frozenset[int] = frozenset()
     loss_registry: ClassVar[Registry] = LOSSES
+    loss_base: ClassVar[type[nn.Module]] = DistillationLoss
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def __init__(
         self, region: Region | None, loss: nn.Module, schedule: Schedule | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(loss, self.loss_base):
+            raise ConfigError(
+                f'loss: found {type(loss).__name__}, which does not compare what '
+                f'{type(self).__name__} reads, expected one derived from '
+                f"{self.loss_base.__name__}, such as dict(type='{self.defaults['loss']['type']}')."
+            )
         self.region = region
         self.loss = loss
         self.schedule = schedule or ConstantSchedule()

@@ -51,6 +51,7 @@ class BoxDistiller(Distiller):
 
     reads = frozenset({'class_logits', 'boxes'})
     loss_registry = MODELS
+    loss_base = nn.Module
     defaults: ClassVar = dict(
         region=dict(type='EverywhereRegion'), loss=dict(type='BoxLoss', loss_weight=4.0)
     )

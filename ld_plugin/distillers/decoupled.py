@@ -109,6 +109,7 @@ class DecoupledClassificationDistiller(Distiller):
     """
 
     reads = frozenset({'class_logits'})
+    loss_base = DecoupledLoss
     defaults: ClassVar = dict(loss=dict(type='DecoupledLoss'))
 
     def __init__(self, loss: DecoupledLoss, schedule: Schedule | None = None) -> None:

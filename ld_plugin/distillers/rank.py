@@ -41,6 +41,7 @@ class RankDistiller(Distiller):
     """
 
     reads_of_student = frozenset({'matched_gts'})
+    loss_base = RankKLLoss
     defaults: ClassVar = dict(loss=dict(type='RankKLLoss', loss_weight=4.0))
 
     def __init__(

@@ -121,6 +121,7 @@ class DecoupledRoIClassificationDistiller(ProposalDistiller):
         schedule: A factor over training, such as the published linear decay.
     """
 
+    loss_base = DecoupledLoss
     defaults: ClassVar = dict(loss=dict(type='DecoupledLoss'))
 
     def __init__(self, loss: DecoupledLoss, schedule: Schedule | None = None) -> None:

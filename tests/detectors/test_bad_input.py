@@ -62,6 +62,22 @@ def test_unknown_name_and_the_closest_known_one(cfg: dict, start: str, hint: str
 
 
 @pytest.mark.parametrize(
+    'distiller, loss, base, example',
+    [
+        ('LocalizationDistiller', 'RankKLLoss', 'DistillationLoss', 'DistributionKLLoss'),
+        ('RankDistiller', 'DistributionKLLoss', 'RankKLLoss', 'RankKLLoss'),
+        ('DecoupledClassificationDistiller', 'BinaryKDLoss', 'DecoupledLoss', 'DecoupledLoss'),
+    ],
+)
+def test_loss_of_something_else(distiller: str, loss: str, base: str, example: str) -> None:
+    found = with_teacher(tiny_gfl(), dict(ld=dict(type=distiller, loss=dict(type=loss))))
+    assert found == (
+        f'{AT}.loss: found {loss}, which does not compare what {distiller} reads, expected one '
+        f"derived from {base}, such as dict(type='{example}')."
+    )
+
+
+@pytest.mark.parametrize(
     ('cfg', 'expected'),
     [
         (dict(type=LD, temperature=3), f'{AT}: {LD} cannot be built: got an unexpected keyword'),
