@@ -1,7 +1,7 @@
 """The frozen teacher: a stock detector as an inference engine."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,11 +68,14 @@ class TeacherOutputs:
             for image, one in enumerate(level_map)
             if not one.isfinite().all()
         ]
-        return (
-            f'The teacher produced NaN or infinity: {"; ".join(found)} (counted from 0). '
-            "Check model.teacher.checkpoint, and with model.teacher.precision='fp16' use 'bf16' or "
-            "'fp32'."
-        )
+        return _non_finite(found)
+
+
+def _non_finite(places: Iterable[str]) -> str:
+    return (
+        f'The teacher produced NaN or infinity: {"; ".join(places)} (counted from 0). Check '
+        "model.teacher.checkpoint, and with model.teacher.precision='fp16' use 'bf16' or 'fp32'."
+    )
 
 
 class FrozenTeacher:
@@ -329,12 +332,21 @@ class FrozenTeacher:
             outputs: What it said about the same batch.
             stage: Of its RoI head, counted from 0.
             rois: (R, 1 + E), index of the image, and box in pixels of the student's images.
+
+        Raises:
+            NonFiniteTeacherError: A logit is NaN or infinite.
         """
         index, boxes = rois.float().tensor_split([1], dim=1)
         rois = torch.cat([index, boxes * box_scale(boxes, self.image_scale)], dim=1)
         features = [level.float() for level in outputs.neck]  # pooling knows no other precision
         with self._precision():
-            return self._roi_reader.classify(stage, features, rois)
+            logits = self._roi_reader.classify(stage, features, rois)
+        finite = logits.isfinite().all(1)
+        if not finite.all():
+            what = f'class logits of stage {stage} of its RoI head'
+            images = rois[~finite, 0].int().unique().tolist()
+            raise NonFiniteTeacherError(_non_finite(f'{what}, image {i}' for i in images))
+        return logits
 
     @property
     def _is_low_precision(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ld_plugin.dense import DistillationContext
 from ld_plugin.dense.rois import RoIStage
 from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
-from ld_plugin.errors import ConfigError
+from ld_plugin.errors import ConfigError, NonFiniteTeacherError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
 from ld_plugin.recipes import bckd, defeat_two_stage, ld_full, pkd
 from tests import brute_force
@@ -253,6 +253,14 @@ def test_precision_of_the_teacher(family: str, precision: str, tolerance: float)
     assert torch.equal(found.rois, exact.rois)
     error = (found.teacher - exact.teacher).abs().max() / exact.teacher.abs().max()
     assert error <= tolerance
+
+
+def test_nan_of_the_teachers_roi_head_stops_the_training() -> None:
+    model = twins('cascade_rcnn', ROI)
+    model.teacher._model.roi_head.bbox_head[1].fc_cls.bias.data[0] = torch.nan
+    place = 'class logits of stage 1 of its RoI head, image 0; class logits of stage 1'
+    with pytest.raises(NonFiniteTeacherError, match=f'NaN or infinity: {place}'):
+        losses(model, data_of('cascade_rcnn'))
 
 
 @every_family
