@@ -1,6 +1,6 @@
-# What brought most by the short schedule: BCKD and DeFeat together, at their published weights.
+# What brought most by the short schedule: LD, BCKD and DeFeat together, at their published weights.
 _base_ = 'gfl_r18-half_fpn_6e_bccd.py'
-from ld_plugin.recipes import bckd, defeat
+from ld_plugin.recipes import bckd, defeat, ld_full
 
 model = dict(
     type='DistilledSingleStageDetector',
@@ -8,6 +8,6 @@ model = dict(
         config='ld_plugin::bccd/gfl_r18_fpn_18e_bccd.py',
         checkpoint='work_dirs/gfl_r18_fpn_18e_bccd/epoch_18.pth',
     ),
-    distillers=dict(**bckd, **defeat),
+    distillers=dict(**ld_full, **bckd, **defeat),
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
