@@ -29,7 +29,7 @@ VARIANTS = {
     'main LD': 'ld-main_r18-gfl-r34_fpn_12e_bccd',
     'main LD + main KD': 'ld-kd_r18-gfl-r34_fpn_12e_bccd',
     'main LD + main KD + VLR LD': 'ld_r18-gfl-r34_fpn_12e_bccd',
-    'main LD + 4 x VLR LD': 'ld-vlr4_r18-gfl-r34_fpn_12e_bccd',
+    'main LD + 0.1 x main KD + VLR LD': 'ld-kd1_r18-gfl-r34_fpn_12e_bccd',
 }
 BASE = 'main LD'  # what the others are compared with, seed by seed
 #: titles, and the IoU thresholds that are averaged
