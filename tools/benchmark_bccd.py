@@ -168,7 +168,7 @@ def run(job: Job) -> str:
     cfg.work_dir = str(job.work_dir)
     cfg.resume = True  # from the last checkpoint, if there is one
     cfg.randomness = dict(seed=job.seed)
-    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs + 1  # evaluated once, below
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated once, below
     runner = Runner.from_cfg(cfg)
     if job.bf16_backbone:
         use_bf16(runner.model.backbone)

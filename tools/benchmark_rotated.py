@@ -50,7 +50,6 @@ class Run(bccd.Job):
 
     def read_config(self) -> Config:
         cfg = Config.fromfile(stage_of(self.config).config_file)
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # there are no such images
         if self.method is not None:
             cfg.model.teacher.checkpoint = str(self.teacher_checkpoint)
             cfg.model.teacher.precision = 'bf16' if self.bf16_backbone else 'fp32'
