@@ -50,7 +50,7 @@ class Distiller(nn.Module, ABC):
     head_layers: frozenset[int] = frozenset()
     loss_registry: ClassVar[Registry] = LOSSES
     loss_base: ClassVar[type[nn.Module]] = DistillationLoss
-    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self, region: Region | None, loss: nn.Module, schedule: Schedule | None = None
@@ -60,11 +60,16 @@ class Distiller(nn.Module, ABC):
             raise ConfigError(
                 f'loss: found {type(loss).__name__}, which does not compare what '
                 f'{type(self).__name__} reads, expected one derived from '
-                f"{self.loss_base.__name__}, such as dict(type='{self.defaults['loss']['type']}')."
+                f'{self.loss_base.__name__}. Registered: {", ".join(self._fitting_losses())}.'
             )
         self.region = region
         self.loss = loss
         self.schedule = schedule or ConstantSchedule()
+
+    @classmethod
+    def _fitting_losses(cls) -> list[str]:
+        known = cls.loss_registry.module_dict.items()
+        return sorted(name for name, loss in known if issubclass(loss, cls.loss_base))
 
     @abstractmethod
     def distill(self, context: DistillationContext) -> Tensor:

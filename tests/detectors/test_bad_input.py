@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from ld_plugin import ConfigError
 from ld_plugin.dense import get_reader, register_reader
 from ld_plugin.dense.readers import GFLReader
 from ld_plugin.dense.readers import base as readers
-from ld_plugin.distillers import build_distillers
+from ld_plugin.distillers import ClassificationDistiller, build_distillers
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
 
@@ -62,19 +62,36 @@ def test_unknown_name_and_the_closest_known_one(cfg: dict, start: str, hint: str
 
 
 @pytest.mark.parametrize(
-    'distiller, loss, base, example',
+    'distiller, loss, base, registered',
     [
-        ('LocalizationDistiller', 'RankKLLoss', 'DistillationLoss', 'DistributionKLLoss'),
-        ('RankDistiller', 'DistributionKLLoss', 'RankKLLoss', 'RankKLLoss'),
-        ('DecoupledClassificationDistiller', 'BinaryKDLoss', 'DecoupledLoss', 'DecoupledLoss'),
+        (LD, 'RankKLLoss', 'DistillationLoss', [KL, 'FeatureMSELoss']),
+        ('RankDistiller', KL, 'RankKLLoss', ['RankKLLoss']),
+        ('DecoupledClassificationDistiller', 'BinaryKDLoss', 'DecoupledLoss', ['DecoupledLoss']),
     ],
 )
-def test_loss_of_something_else(distiller: str, loss: str, base: str, example: str) -> None:
+def test_loss_of_something_else(
+    distiller: str, loss: str, base: str, registered: list[str]
+) -> None:
     found = with_teacher(tiny_gfl(), dict(ld=dict(type=distiller, loss=dict(type=loss))))
-    assert found == (
+    start, names = found.rstrip('.').split(' Registered: ')
+    assert start == (
         f'{AT}.loss: found {loss}, which does not compare what {distiller} reads, expected one '
-        f"derived from {base}, such as dict(type='{example}')."
+        f'derived from {base}.'
     )
+    assert set(registered) <= set(names.split(', '))
+    assert loss not in names.split(', ')
+
+
+class NoDefaults(ClassificationDistiller):
+    """A user's own, which leaves every part to the config."""
+
+    defaults: ClassVar = {}
+
+
+def test_wrong_loss_of_a_distiller_without_a_default() -> None:
+    region, loss = dict(type='MainRegion'), dict(type='RankKLLoss')
+    found = said(dict(type=NoDefaults, region=region, loss=loss))
+    assert found.startswith(f'{AT}.loss: found RankKLLoss, which does not compare what NoDefaults ')
 
 
 @pytest.mark.parametrize(
