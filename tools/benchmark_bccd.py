@@ -174,6 +174,8 @@ def run(job: Job) -> str:
         use_bf16(runner.model.backbone)
     runner.train()
     metrics = {key.split('/')[-1]: float(value) for key, value in job.test(runner).items()}
+    for loop in (runner.train_loop, runner.test_loop):
+        loop.dataloader = None  # ends its workers; garbage collection would wait 5 s for each
     temporary = job.metrics_file.with_suffix('.tmp')
     temporary.write_text(json.dumps(metrics, indent=1))
     temporary.replace(job.metrics_file)
