@@ -1,16 +1,51 @@
 """The measurement on BCCD: what it refuses, what it repeats, what its table says."""
 
+import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
+from mmengine import Config
+
+from tests.models import tiny_gfl
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 import benchmark_bccd as benchmark  # noqa: E402
+
+VOC = """<annotation><size><width>64</width><height>48</height></size>
+<object><name>RBC</name><difficult>0</difficult>
+<bndbox><xmin>8</xmin><ymin>6</ymin><xmax>40</xmax><ymax>38</ymax></bndbox></object></annotation>"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyJob(benchmark.Job):
+    """One epoch of a smaller model."""
+
+    def read_config(self) -> Config:
+        cfg = super().read_config()
+        cfg.model = tiny_gfl()
+        cfg.train_cfg.max_epochs = 1
+        return cfg
+
+
+def write_images(root: Path, names: str = 'abcd') -> None:
+    """Images in BCCD's layout, each with one cell."""
+    for folder in ('Annotations', 'ImageSets/Main', 'JPEGImages'):
+        (root / folder).mkdir(parents=True)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in names:
+        cv2.imwrite(str(root / 'JPEGImages' / f'{name}.jpg'), image)
+        (root / 'Annotations' / f'{name}.xml').write_text(VOC)
+    for split in ('train', 'test'):
+        (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(names))
 
 
 def job(work_dir: Path, metrics: dict | None = None) -> benchmark.Job:
@@ -49,6 +84,23 @@ def test_gains_are_differences_seed_by_seed(tmp_path: Path) -> None:
 def test_complete_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, 'run', None)  # nothing may be submitted
     benchmark.run_all([job(tmp_path / 'done', metrics(0.5))], at_once=1)
+
+
+def test_a_run_trains_evaluates_and_ends_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / 'data')
+    monkeypatch.setenv('BCCD_ROOT', str(tmp_path / 'data'))
+    monkeypatch.setattr(torch, 'set_num_threads', lambda threads: None)  # the other tests' number
+    made = TinyJob('gfl_r18_fpn_12e_bccd', 0, 'data', tmp_path / 'run', None, 1, True)
+    assert benchmark.run(made) == str(made.work_dir)
+    found = json.loads(made.metrics_file.read_text())
+    assert set(metrics(1)) | {'mAP'} == set(found)
+    assert all(0 <= value <= 1 for value in found.values())
+    assert (made.work_dir / 'epoch_1.pth').is_file()
+    # VOC's metric has a pool of its own
+    loading = [p for p in multiprocessing.active_children() if 'Pool' not in p.name]
+    assert not loading
 
 
 def test_every_variant_is_a_config() -> None:
