@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -84,6 +86,41 @@ def test_gains_are_differences_seed_by_seed(tmp_path: Path) -> None:
 def test_complete_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, 'run', None)  # nothing may be submitted
     benchmark.run_all([job(tmp_path / 'done', metrics(0.5))], at_once=1)
+
+
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_students_wait_for_their_own_teacher_alone(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers = [job(tmp_path / f'teacher{i}') for i in range(2)]
+    students = [
+        dataclasses.replace(
+            job(tmp_path / f'student{i}'), teacher_checkpoint=teacher.work_dir / 'epoch_36.pth'
+        )
+        for i, teacher in enumerate(teachers)
+    ]
+    first_student_ran = threading.Event()
+    order = []
+
+    def run(made: benchmark.Job) -> str:
+        assert made.can_start
+        if made is teachers[1] and at_once == 2:  # on the other thread, the first student can run
+            assert first_student_ran.wait(timeout=60)
+        order.append(made.work_dir.name)
+        made.metrics_file.write_text('{}')
+        if made == students[0]:
+            first_student_ran.set()
+        return made.work_dir.name
+
+    monkeypatch.setattr(benchmark, 'run', run)
+    monkeypatch.setattr(
+        benchmark, 'ProcessPoolExecutor', lambda n, mp_context: ThreadPoolExecutor(n)
+    )
+    benchmark.run_all([students[1], teachers[0], students[0], teachers[1]], at_once)
+    if at_once == 1:
+        assert order == ['teacher0', 'teacher1', 'student1', 'student0']
+    else:
+        assert order == ['teacher0', 'student0', 'teacher1', 'student1']
 
 
 def test_a_run_trains_evaluates_and_ends_its_workers(

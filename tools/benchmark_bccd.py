@@ -16,12 +16,13 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from mmengine import Config
 
+METRICS = 'metrics.json'
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
 TEACHER = 'gfl_r34_fpn_36e_bccd'
 VARIANTS = {
@@ -67,7 +68,13 @@ class Job:
 
     @property
     def metrics_file(self) -> Path:
-        return self.work_dir / 'metrics.json'
+        return self.work_dir / METRICS
+
+    @property
+    def can_start(self) -> bool:
+        """Whether its teacher, if it has one, is complete."""
+        teacher = self.teacher_checkpoint
+        return teacher is None or (teacher.parent / METRICS).is_file()
 
     def read_config(self) -> Config:
         """What is trained."""
@@ -94,15 +101,12 @@ def main() -> int:
         ]
         for name in args.variants
     }
-    # the students alone do not wait for the teacher
-    independent = [teacher, *students.get('alone', [])]
-    run_all(independent, args.jobs)
     distilled = [
         dataclasses.replace(job, teacher_checkpoint=checkpoint)
         for jobs_of_one_seed in zip(*(students[n] for n in students if n != 'alone'), strict=True)
         for job in jobs_of_one_seed
     ]
-    run_all(distilled, args.jobs)
+    run_all([teacher, *students.get('alone', []), *distilled], args.jobs)
     print(table({'teacher': [teacher]} | students))
     if len(args.seeds) > 1 and BASE in students:
         print(f'\n{gains(students)}')
@@ -147,13 +151,27 @@ def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -
     return Job(config, seed, str(args.data), work_dir, None, threads, args.bf16_backbone)
 
 
-def run_all(jobs: list[Job], at_once: int) -> None:
-    """Run what is not complete yet, in processes of their own."""
-    todo = [job for job in jobs if not job.metrics_file.is_file()]
+def run_all(jobs: Sequence[Job], at_once: int) -> None:
+    """Run what is not complete yet, in processes of their own.
+
+    Args:
+        jobs: With every student's teacher. What needs none comes first, and a student when its
+            teacher is complete.
+        at_once: Processes.
+    """
+    waiting = [job for job in jobs if not job.metrics_file.is_file()]
+    waiting.sort(key=lambda job: job.teacher_checkpoint is not None)
+    running: set[Future[str]] = set()
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(at_once, mp_context=context) as pool:
-        for done in as_completed([pool.submit(run, job) for job in todo]):
-            print(f'done: {done.result()}', file=sys.stderr, flush=True)
+        while waiting or running:
+            free = at_once - len(running)
+            for job in [job for job in waiting if job.can_start][:free]:
+                waiting.remove(job)
+                running.add(pool.submit(run, job))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                print(f'done: {future.result()}', file=sys.stderr, flush=True)
 
 
 def run(job: Job) -> str:

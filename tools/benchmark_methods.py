@@ -179,10 +179,7 @@ def main() -> int:
     rows = {}
     for family in args.families:
         rows |= rows_of(args, family)
-    runs = [run for row in rows.values() for run in row]
-    # what needs a teacher comes when all teachers are there, so that no processor waits for one
-    bccd.run_all([run for run in runs if run.teacher_checkpoint is None], args.jobs)
-    bccd.run_all([run for run in runs if run.teacher_checkpoint is not None], args.jobs)
+    bccd.run_all([run for row in rows.values() for run in row], args.jobs)
     print(bccd.table(rows))
     return 0
 

@@ -70,9 +70,7 @@ def main() -> int:
     args = parse_args()
     os.environ['DIGITS_ROOT'] = str(args.data)  # the configs read it
     rows = rows_of(args)
-    runs = [run for row in rows.values() for run in row]
-    bccd.run_all([run for run in runs if run.method is None], args.jobs)
-    bccd.run_all([run for run in runs if run.method is not None], args.jobs)
+    bccd.run_all([run for row in rows.values() for run in row], args.jobs)
     print(bccd.table(rows, COLUMNS))
     if len(args.seeds) > 1:
         students = {name: row for name, row in rows.items() if name != 'teacher'}
