@@ -1,4 +1,5 @@
-# What brought most by the short schedule: LD, BCKD and DeFeat together, at their published weights.
+# What brought most by the short schedule: LD at its published weights, BCKD and DeFeat at twice
+# theirs.
 _base_ = 'gfl_r18-half_fpn_6e_bccd.py'
 from ld_plugin.recipes import bckd, defeat, ld_full
 
@@ -8,6 +9,12 @@ model = dict(
         config='ld_plugin::bccd/gfl_r18_fpn_18e_bccd.py',
         checkpoint='work_dirs/gfl_r18_fpn_18e_bccd/epoch_18.pth',
     ),
-    distillers=dict(**ld_full, **bckd, **defeat),
+    distillers=dict(
+        **ld_full,
+        **{
+            key: dict(distiller, schedule=dict(type='ConstantSchedule', value=2.0))
+            for key, distiller in (bckd | defeat).items()
+        },
+    ),
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
