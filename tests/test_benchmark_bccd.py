@@ -123,6 +123,14 @@ def test_students_wait_for_their_own_teacher_alone(
         assert order == ['teacher0', 'student0', 'teacher1', 'student1']
 
 
+def test_a_student_without_a_teacher_is_refused(tmp_path: Path) -> None:
+    student = dataclasses.replace(
+        job(tmp_path / 'student'), teacher_checkpoint=tmp_path / 'teacher' / 'epoch_36.pth'
+    )
+    with pytest.raises(ValueError, match='student: nothing trains its teacher'):
+        benchmark.run_all([student], at_once=1)
+
+
 def test_a_run_trains_evaluates_and_ends_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

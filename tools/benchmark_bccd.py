@@ -158,6 +158,9 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
         jobs: With every student's teacher. What needs none comes first, and a student when its
             teacher is complete.
         at_once: Processes.
+
+    Raises:
+        ValueError: A student's teacher is neither complete nor among the jobs.
     """
     waiting = [job for job in jobs if not job.metrics_file.is_file()]
     waiting.sort(key=lambda job: job.teacher_checkpoint is not None)
@@ -169,6 +172,8 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
             for job in [job for job in waiting if job.can_start][:free]:
                 waiting.remove(job)
                 running.add(pool.submit(run, job))
+            if not running:
+                raise ValueError(f'{waiting[0].work_dir}: nothing trains its teacher')
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 print(f'done: {future.result()}', file=sys.stderr, flush=True)
