@@ -23,6 +23,7 @@ from typing import Any
 from mmengine import Config
 
 METRICS = 'metrics.json'
+SEEDS = (0, 1, 2)
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
 TEACHER = 'gfl_r34_fpn_36e_bccd'
 VARIANTS = {
@@ -121,10 +122,12 @@ def parse_args() -> argparse.Namespace:
     return parse_common_args(parser, work_dir='work_dirs/bccd')
 
 
-def parse_common_args(parser: argparse.ArgumentParser, work_dir: str) -> argparse.Namespace:
+def parse_common_args(
+    parser: argparse.ArgumentParser, work_dir: str, seeds: Sequence[int] | None = SEEDS
+) -> argparse.Namespace:
     """Parse, with the options of every measurement on BCCD."""
     parser.add_argument('data', type=Path, help="BCCD's folder")
-    add_common_arguments(parser, work_dir)
+    add_common_arguments(parser, work_dir, seeds)
     args = parser.parse_args()
     args.data = args.data.resolve()
     if not (args.data / 'ImageSets' / 'Main' / 'train.txt').is_file():
@@ -134,10 +137,12 @@ def parse_common_args(parser: argparse.ArgumentParser, work_dir: str) -> argpars
     return args
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, work_dir: str) -> None:
+def add_common_arguments(
+    parser: argparse.ArgumentParser, work_dir: str, seeds: Sequence[int] | None = SEEDS
+) -> None:
     """Add the options of every measurement with several seeds."""
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
     parser.add_argument(
         '--bf16-backbone',

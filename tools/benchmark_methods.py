@@ -10,7 +10,8 @@ A family is a stock detector of MMDetection, made small. Its teacher is R-18 wit
 neck and head, its student the same with half of the backbone's channels. Where a stock head has no
 distributions, the family has the head of this package that does, so that one teacher and one
 student serve all methods. Data, image size and optimizer are those of ``configs/bccd``. Teachers
-train for 18 epochs; students for 6, alone and with each recipe at its published weights.
+train for 18 epochs; students for 6, alone and with each recipe at its published weights: GFL's
+with three seeds, the others' with one.
 
 Complete runs are not repeated, and interrupted ones continue.
 """
@@ -44,6 +45,7 @@ class Family:
         head: What differs from the stock dense head.
         detector: The plugin's detector for its student.
         low_precision: Of the teacher's forward pass with ``--bf16-backbone``.
+        seeds: Of the students, unless ``--seeds`` names others.
     """
 
     config: str
@@ -51,13 +53,14 @@ class Family:
     head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     detector: str = 'DistilledSingleStageDetector'
     low_precision: str = 'bf16'
+    seeds: tuple[int, ...] = (0,)
 
 
 _DENSE = ('bckd', 'rm_pfi', 'defeat', 'crosskd', 'pkd', 'fitnet')
 _GIOU = dict(type='GIoULoss', loss_weight=2.0)
 _GROUP_NORM = dict(type='GN', num_groups=32)  # which the other heads have; without, it diverges
 FAMILIES = {
-    'GFL': Family('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ('ld_full', *_DENSE)),
+    'GFL': Family('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ('ld_full', *_DENSE), seeds=(0, 1, 2)),
     'RetinaNet': Family(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         ('ld_retina', *_DENSE),
@@ -195,7 +198,7 @@ def parse_args() -> argparse.Namespace:
         metavar='METHOD',
         help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: those that fit)",
     )
-    args = bccd.parse_common_args(parser, work_dir='work_dirs/methods')
+    args = bccd.parse_common_args(parser, work_dir='work_dirs/methods', seeds=None)
     try:
         for method in args.methods or ():
             distillers_of(method)
@@ -225,8 +228,9 @@ def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
     (teacher,) = teachers = row('teacher', None, seeds=[0])
     checkpoint = teacher.work_dir / f'epoch_{TEACHER_EPOCHS}.pth'
     methods = args.methods or FAMILIES[family].methods
-    rows = {'teacher': teachers, 'alone': row('alone', None, args.seeds)}
-    rows |= {method: row(method, checkpoint, args.seeds) for method in methods}
+    seeds = args.seeds or FAMILIES[family].seeds
+    rows = {'teacher': teachers, 'alone': row('alone', None, seeds)}
+    rows |= {method: row(method, checkpoint, seeds) for method in methods}
     return {f'{family}, {name}': group for name, group in rows.items()}
 
 
