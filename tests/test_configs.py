@@ -252,8 +252,8 @@ def _loader_overrides(cfg: Config, key: str, data_folder: Callable) -> dict[str,
 
 def _narrow(model: Mapping[str, Any]) -> dict[str, Any]:
     """A shallow backbone of few channels, and heads of as few as they can have."""
-    # plain blocks know no deformable convolution
-    depth, first = (50, 32) if 'dcn' in model['backbone'] else (18, 8)
+    # plain blocks know neither deformable convolutions nor groups
+    depth, first = (50, 32) if {'dcn', 'groups'} & model['backbone'].keys() else (18, 8)
     changes = {
         'model.backbone.depth': depth,
         'model.backbone.base_channels': 8,
