@@ -1,4 +1,4 @@
-"""Look for the data a config names before anything is built from it.
+"""What a config says about its data, before anything is built from it.
 
 Without this, a missing folder shows up minutes later (after the teacher was loaded, or only at the
 first validation) as a `FileNotFoundError` that names neither the config key nor what to change.
@@ -7,6 +7,11 @@ first validation) as a `FileNotFoundError` that names neither the config key nor
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmdet.registry import DATASETS
+from mmengine.fileio import list_from_file
+
+from .errors import ConfigError
 
 TRAINING = ('train_dataloader', 'val_dataloader', 'val_evaluator')
 TESTING = ('test_dataloader', 'test_evaluator')
@@ -91,6 +96,56 @@ def plain_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping[str, A
             yield from plain_datasets(part, f'{key}.datasets.{index}')
     else:
         yield key, dataset
+
+
+def dataset_class(key: str, kind: str | type, scope: str) -> type:
+    """The class of a data set.
+
+    Args:
+        key: Of the data set in the config.
+        kind: Its ``type``.
+        scope: The config's ``default_scope``.
+
+    Raises:
+        ConfigError: It is not registered.
+    """
+    if isinstance(kind, type):
+        return kind
+    # by its full name, for MMDetection's registry does not look into MMRotate's otherwise
+    cls = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}') or DATASETS.get(kind)
+    if cls is None:
+        raise ConfigError(
+            f'{key}.type: {kind!r} is not a registered data set. Correct the name, or name the '
+            'module that has it in custom_imports.'
+        )
+    return cls
+
+
+def class_names(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
+    """What a data set will call its classes; nothing if only reading its files tells.
+
+    Args:
+        dataset: Its config.
+        cls: As :func:`dataset_class` finds it.
+    """
+    metainfo = dict(getattr(cls, 'METAINFO', {}), **dataset.get('metainfo') or {})
+    classes = metainfo.get('classes', ())
+    return list_from_file(classes) if isinstance(classes, str) else classes
+
+
+def training_classes(cfg: Mapping[str, Any]) -> Sequence[str] | None:
+    """Class names of the data set that a config trains on; None if it does not tell.
+
+    Raises:
+        ConfigError: The type of the data set is not registered.
+    """
+    loader = cfg.get('train_dataloader') or {}
+    found = next(plain_datasets(loader.get('dataset'), 'train_dataloader.dataset'), None)
+    if found is None:
+        return None
+    key, dataset = found  # the first, by whose names several data sets together go
+    cls = dataset_class(key, dataset['type'], cfg.get('default_scope') or 'mmdet')
+    return class_names(dataset, cls) or None
 
 
 def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:

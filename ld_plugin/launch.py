@@ -3,23 +3,35 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
+from .data_check import training_classes
+from .detectors.distilled import DistilledDetector
 from .detectors.model_config import read_file
 
 
 class _Runner(Runner):
-    """Writes the config that it ran as `config.py`, not under the name of the config file.
+    """mmengine's, with two things that it cannot know of."""
 
-    In an editable install MIM looks for a config's name in the whole source tree, work folders
-    included, and refuses a name found twice: a copy of that name would make every second
-    `mim train mmdet-ld-plugin NAME` fail.
-    """
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        """Compare class names now, if the config tells them, and not in the first step alone."""
+        built = super().build_model(model)
+        if isinstance(built, DistilledDetector) and (names := training_classes(self.cfg)):
+            built.match_classes(names)
+        return built
 
     def dump_config(self) -> None:
+        """Write the config that it ran as `config.py`, not under the name of the config file.
+
+        In an editable install MIM looks for a config's name in the whole source tree, work folders
+        included, and refuses a name found twice: a copy of that name would make every second
+        `mim train mmdet-ld-plugin NAME` fail.
+        """
         self.cfg.dump(Path(self.work_dir, 'config.py'))
 
 

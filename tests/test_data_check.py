@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
+from ld_plugin import ConfigError
+from ld_plugin.data_check import (
+    TESTING,
+    check_data_folders,
+    check_submission_folders,
+    training_classes,
+)
 
 
 @pytest.fixture
@@ -165,3 +171,31 @@ def test_programs_stop_with_the_message(
     first, second = str(stopped.value.code).splitlines()
     assert first == f'{path}: the data of this config is not there:'
     assert second.startswith(f"{section}.dataset.data_root: folder 'data/nowhere/' not found")
+
+
+def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:
+    file = tmp_path / 'classes.txt'
+    file.write_text('sun\nmoon\n')
+    named = dataset('nowhere', metainfo=dict(classes=('sun', 'moon')))
+    listed = dataset('nowhere', metainfo=dict(classes=str(file)))
+    recoloured = dataset('nowhere', type='VOCDataset', metainfo=dict(palette=[(0, 0, 0)]))
+    both = dict(type='ConcatDataset', datasets=[listed, dataset('elsewhere')])
+    assert training_classes(config(named)) == ('sun', 'moon')
+    assert training_classes(config(dict(type='RepeatDataset', times=2, dataset=both))) == [
+        'sun',
+        'moon',
+    ]
+    assert len(training_classes(config(dataset('nowhere')))) == 80
+    assert training_classes(config(recoloured))[:2] == ('aeroplane', 'bicycle')
+
+
+@pytest.mark.parametrize(
+    'cfg', [Config(), config(object()), config(dict(type='BaseDetDataset', ann_file='a.json'))]
+)
+def test_classes_that_a_config_does_not_tell_are_unknown(cfg: Config) -> None:
+    assert training_classes(cfg) is None
+
+
+def test_classes_of_an_unknown_data_set() -> None:
+    with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.type: 'SkyDataset' is not"):
+        training_classes(config(dict(type='SkyDataset')))

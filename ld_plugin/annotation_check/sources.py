@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import DATASETS
 from mmengine.fileio import list_from_file
 
-from ..data_check import is_local, missing_files, plain_datasets
-from ..errors import ConfigError
+from ..data_check import class_names, dataset_class, is_local, missing_files, plain_datasets
 from .coco import check_coco
 from .dota import check_dota, check_dota_images
 from .report import Problem, Report
@@ -53,7 +51,7 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
 
 
 def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
-    cls = _dataset_class(key, dataset['type'], scope)
+    cls = dataset_class(key, dataset['type'], scope)
     files = dataset.get('ann_file') or _prefix(dataset, 'img_path')
     name = f'{_path(dataset, files)} ({key})'
     if missing := list(missing_files(dataset, key.split(',')[0])):
@@ -67,27 +65,9 @@ def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
     return Source(name, lambda: _DATASETS[reader](dataset, cls))
 
 
-def _dataset_class(key: str, kind: str | type, scope: str) -> type:
-    if isinstance(kind, type):
-        return kind
-    # by its full name, for MMDetection's registry does not look into MMRotate's otherwise
-    cls = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}') or DATASETS.get(kind)
-    if cls is None:
-        raise ConfigError(
-            f'{key}.type: {kind!r} is not a registered data set. Correct the name, or name the '
-            'module that has it in custom_imports.'
-        )
-    return cls
-
-
 def _unchecked(name: str, why: str) -> Source:
     problem = Problem(name, f'not checked: {why}', is_error=False)
     return Source(name, lambda: Report([problem]))
-
-
-def _classes(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
-    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes', ())
-    return list_from_file(classes) if isinstance(classes, str) else classes
 
 
 def _path(dataset: Mapping[str, Any], relative: str) -> Path:
@@ -103,17 +83,19 @@ def _dota_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     suffix = dataset.get('img_suffix', 'png')
     if not dataset.get('ann_file'):
         return check_dota_images(images, suffix)
-    return check_dota(_path(dataset, dataset['ann_file']), images, _classes(dataset, cls), suffix)
+    return check_dota(
+        _path(dataset, dataset['ann_file']), images, class_names(dataset, cls), suffix
+    )
 
 
 def _coco_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     images = _path(dataset, _prefix(dataset, 'img'))
-    return check_coco(_path(dataset, dataset['ann_file']), images, _classes(dataset, cls))
+    return check_coco(_path(dataset, dataset['ann_file']), images, class_names(dataset, cls))
 
 
 def _voc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     folders = _xml_and_images(dataset, 'JPEGImages')
-    return check_voc(*folders, _listed(dataset), _classes(dataset, cls))
+    return check_voc(*folders, _listed(dataset), class_names(dataset, cls))
 
 
 def _hrsc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:

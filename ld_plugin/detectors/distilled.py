@@ -71,7 +71,8 @@ class DistilledDetector:
         self.teacher.head_layers = frozenset().union(
             *(distiller.head_layers for distiller in self.distillers.values())
         )
-        self._classes_matched = False
+        self._student_classes: tuple[str, ...] | None = ()  # not told yet
+        self._has_trained = False
 
     @property
     def reader(self) -> DenseReader:
@@ -83,6 +84,24 @@ class DistilledDetector:
     def spec(self) -> HeadSpec:
         """What this student predicts."""
         return self.reader.spec
+
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Pair the student's classes with the teacher's by name.
+
+        ``mim train mmdet-ld-plugin`` does so when the model is built, with the names that the
+        config tells; the first training step, in any program, with those of the data set itself.
+
+        Args:
+            names: Of the student's classes; None if unknown.
+
+        Raises:
+            ConfigError: No class has a partner, names are needed and not known, or the student has
+                more or fewer classes than names.
+        """
+        names = names and tuple(names)
+        if names != self._student_classes and self._compares_classes:
+            self._use_classes(names)
+        self._student_classes = names
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         """The stock losses, plus one ``loss_<key>`` per distiller.
@@ -114,7 +133,10 @@ class DistilledDetector:
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> tuple[dict[str, Any], DistillationContext, TeacherOutputs]:
         """As :meth:`observe`, of the dense head alone, and all that the teacher said."""
-        self._match_classes()
+        if not self._has_trained:
+            meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+            self.match_classes(meta.get('classes'))
+            self._has_trained = True
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader, layers = self.reader, self.teacher.head_layers
         watched = reader.watched(layers)
@@ -169,15 +191,6 @@ class DistilledDetector:
                     "of the teacher for each of the student's. Choose such a teacher, or distil "
                     'features alone (FeatureDistiller).'
                 )
-
-    def _match_classes(self) -> None:
-        """Pair the classes by name; the data set's names are known once a runner trains."""
-        if self._classes_matched:
-            return
-        self._classes_matched = True
-        if self._compares_classes:
-            meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
-            self._use_classes(meta.get('classes'))
 
     @property
     def _compares_classes(self) -> bool:

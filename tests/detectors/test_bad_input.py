@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 
@@ -16,8 +17,11 @@ from ld_plugin.dense import get_reader, register_reader
 from ld_plugin.dense.readers import GFLReader
 from ld_plugin.dense.readers import base as readers
 from ld_plugin.distillers import ClassificationDistiller, build_distillers
+from ld_plugin.launch import build_runner
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LD, KL = 'LocalizationDistiller', 'DistributionKLLoss'
 AT = 'model.distillers.ld'
@@ -558,6 +562,20 @@ def test_other_class_names_stop_the_training_at_its_first_step(tmp_path: Path) -
     assert f'teacher {classes}, student {("circle", "square", "star")}' in found
     assert 'model.teacher.class_map' in found
     assert runner.iter == 0
+
+
+def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_path: Path) -> None:
+    """By `tools/train.py`, which knows the config of the data set; no data are read."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'bccd' / 'gfl_r18_fpn_12e_bccd.py')
+    cfg.work_dir = str(tmp_path)
+    classes = ('moon', 'sun', 'earth')
+    cfg.model = tiny_distilled(teacher_named(*classes), ld_main)
+    found = message(lambda: build_runner(cfg))
+    assert f'teacher {classes}, student {("RBC", "WBC", "Platelets")}' in found
+
+    cfg.model.teacher.classes = ('Platelets', 'WBC', 'moon')
+    with pytest.warns(UserWarning, match=r"so they are not distilled: \['RBC'\]"):
+        build_runner(cfg)
 
 
 def test_head_with_other_classes_than_the_data_set_stops_the_training(tmp_path: Path) -> None:
