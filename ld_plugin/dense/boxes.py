@@ -6,6 +6,8 @@ the centre, width, height, and the angle from the x axis to the side of the widt
 clockwise as one sees it. Everything else is in pixels.
 """
 
+import math
+
 import torch
 from mmdet.structures.bbox import BaseBoxes, bbox_overlaps, get_box_tensor
 from torch import Tensor
@@ -64,6 +66,19 @@ def without_angle(boxes: Tensor) -> Tensor:
         return boxes
     half = boxes[..., 2:4] / 2
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+
+
+def in_first_quarter(boxes: Tensor) -> Tensor:
+    """The same boxes, rotated ones (..., 5) with angles above 0 and up to a right angle.
+
+    Width and height change places with every quarter turn. MMRotate makes ground truths of this
+    form, but mirrors and turns them without going back to it, as its releases below 1.0 did.
+    """
+    quarter = math.pi / 2
+    turns = (boxes[..., 4] / quarter).ceil() - 1
+    size = torch.where((turns % 2 == 1)[..., None], boxes[..., [3, 2]], boxes[..., 2:4])
+    angle = boxes[..., 4] - turns * quarter
+    return torch.cat([boxes[..., :2], size, angle[..., None]], dim=-1)
 
 
 def upright(boxes: Tensor) -> Tensor:

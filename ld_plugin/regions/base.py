@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dense import DistillationContext, Positions
-from ..dense.boxes import bounds, in_kind_of, is_rotated, without_angle
+from ..dense.boxes import bounds, in_kind_of, is_rotated, in_first_quarter, without_angle
 from ..dense.outputs import prior_views
 from ..dense.positions import LevelShape, mean_counts
 
@@ -95,12 +95,13 @@ def comparable_boxes(context: DistillationContext, rotated: bool) -> tuple[Tenso
     Args:
         context: Of the training step.
         rotated: Rotated boxes stay so. Otherwise ground truths lose their angle, as in the
-            published rotated localization distillation; priors are upright anyway. Beside
-            horizontal priors ground truths become the smallest horizontal boxes around them, with
-            which assigners compare those.
+            published rotated localization distillation, after they were written with one above 0
+            and up to a right angle, as there; priors are upright anyway. Beside horizontal priors
+            ground truths become the smallest horizontal boxes around them, with which assigners
+            compare those.
     """
     priors, gt_bboxes = context.student.priors, list(context.gt_bboxes)
     if rotated or not is_rotated(priors):
         return priors, [in_kind_of(priors, boxes) for boxes in gt_bboxes]
     # an upright prior may be written as a lying one, turned by a right angle
-    return bounds(priors), [without_angle(boxes) for boxes in gt_bboxes]
+    return bounds(priors), [without_angle(in_first_quarter(boxes)) for boxes in gt_bboxes]

@@ -15,6 +15,7 @@ from ld_plugin.dense.boxes import (
     centres,
     corners,
     hold,
+    in_first_quarter,
     in_kind_of,
     overlaps,
     overlaps_with,
@@ -133,6 +134,24 @@ def test_the_angle_alone_is_dropped() -> None:
     torch.testing.assert_close(upright(lying)[:, :4], boxes[:, :4], rtol=1e-5, atol=1e-5)
     assert torch.equal(without_angle(lying), lying)
     assert torch.equal(bounds(lying), lying)
+
+
+def test_the_form_of_the_first_quarter_is_the_same_box() -> None:
+    boxes = torch.cat([random_boxes(), random_boxes() * torch.tensor([1, 1, 1, 1, -1])])
+    found = in_first_quarter(boxes)
+    assert (found[:, 4] > 0).all()
+    assert (found[:, 4] <= math.pi / 2 + 1e-6).all()
+    expected = corners(boxes).flatten(1).sort().values
+    torch.testing.assert_close(corners(found).flatten(1).sort().values, expected, atol=1e-3, rtol=0)
+    assert not torch.equal(found, boxes)
+    torch.testing.assert_close(in_first_quarter(found), found, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('degrees', [90, -90])
+def test_a_right_angle_stays_or_becomes_one(degrees: float) -> None:
+    box = torch.tensor([[5.0, 6.0, 20.0, 80.0, math.radians(degrees)]])
+    expected = torch.tensor([[5.0, 6.0, 20.0, 80.0, math.pi / 2]])
+    torch.testing.assert_close(in_first_quarter(box), expected)
 
 
 @settings(max_examples=50, deadline=None)

@@ -182,6 +182,24 @@ def test_boxes_are_compared_without_their_angle(step: DistillationContext, name:
     torch.testing.assert_close(step.select(region).weights.float(), plain.float())
 
 
+@pytest.mark.parametrize('rotated', [False, True])
+@pytest.mark.parametrize('turns', [-2, -1, 1, 2])
+@pytest.mark.parametrize('name', COMPARE)
+def test_regions_do_not_depend_on_how_an_object_is_written(
+    step: DistillationContext, name: str, turns: int, rotated: bool
+) -> None:
+    """Mirrored and turned images leave the same boxes with other angles, sides changed or not."""
+    region = REGIONS.build(dict(type=name, rotated=rotated))
+    order = [0, 1, 3, 2] if turns % 2 else [0, 1, 2, 3]
+    other = [
+        torch.cat([boxes[:, order], boxes[:, 4:] + turns * math.pi / 2], dim=1)
+        for boxes in step.gt_bboxes
+    ]
+    found = replace(step, gt_bboxes=other).select(region).weights.float()
+    assert found.any()
+    torch.testing.assert_close(found, step.select(region).weights.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('name', COMPARE[:2])
 def test_boxes_are_compared_as_they_are_if_asked_for(step: DistillationContext, name: str) -> None:
     plain, rotated = REGIONS.build(dict(type=name)), REGIONS.build(dict(type=name, rotated=True))
