@@ -143,6 +143,8 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     assert set(metrics(1)) | {'mAP'} == set(found)
     assert all(0 <= value <= 1 for value in found.values())
     assert (made.work_dir / 'epoch_1.pth').is_file()
+    # MIM would find a copy under the config's own name a second time
+    assert {path.name for path in made.work_dir.rglob('*.py')} == {'config.py'}
     # VOC's metric has a pool of its own
     loading = [p for p in multiprocessing.active_children() if 'Pool' not in p.name]
     assert not loading

@@ -187,9 +187,9 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
 def run(job: Job) -> str:
     """Train and evaluate, and write ``metrics.json``; returns the work dir."""
     import torch
-    from mmengine.runner import Runner
 
     import ld_plugin  # noqa: F401  registers the detectors
+    from ld_plugin.launch import build_runner
 
     torch.set_num_threads(job.threads)
     cfg = job.read_config()
@@ -197,7 +197,7 @@ def run(job: Job) -> str:
     cfg.resume = True  # from the last checkpoint, if there is one
     cfg.randomness = dict(seed=job.seed)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated once, below
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if job.bf16_backbone:
         use_bf16(runner.model.backbone)
     runner.train()
