@@ -493,6 +493,22 @@ def test_names_are_unique_for_mim() -> None:
     assert [name for name in ours if names[name] > 1] == []
 
 
+@pytest.mark.parametrize('name', [name for name in ALL if 'voc0712' in name])
+def test_voc_root_moves_all_data_of_voc(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def roots() -> list[str]:
+        cfg = read_config(CONFIGS / name)
+        loaders = [cfg[f'{loader}_dataloader'] for loader in ('train', 'val', 'test')]
+        found = [node for loader in loaders for _, node in _mappings(loader, '')]
+        files = [node['ann_file'] for node in found if 'ann_file' in node]
+        assert [file.split('/')[0] for file in files] == ['VOC2007', 'VOC2012', *['VOC2007'] * 2]
+        return [cfg.data_root, *(node['data_root'] for node in found if 'ann_file' in node)]
+
+    monkeypatch.delenv('VOC_ROOT', raising=False)
+    assert roots() == ['data/VOCdevkit/'] * 5
+    monkeypatch.setenv('VOC_ROOT', '/elsewhere/voc')
+    assert roots() == ['/elsewhere/voc'] * 5
+
+
 @pytest.mark.parametrize('name', ALL)
 def test_neck_fits_the_backbone(name: str) -> None:
     """The overrides of the other tests give both their channels."""

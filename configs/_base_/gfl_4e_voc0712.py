@@ -1,11 +1,12 @@
 # GFL R-50 on PASCAL VOC: trained on 2007 + 2012 trainval, tested on 2007 test. Data, image size and
 # repetition are those of mmdet's own VOC configs; the metric also has the strict IoU thresholds.
+# VOC_ROOT names the folder that holds VOC2007/ and VOC2012/.
 _base_ = 'gfl_1x_coco.py'
 
 model = dict(bbox_head=dict(num_classes=20))
 
 dataset_type = 'VOCDataset'
-data_root = 'data/VOCdevkit/'
+data_root = '{{$VOC_ROOT:data/VOCdevkit/}}'
 image_scale = (1000, 600)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,5 +1,5 @@
 # DeFeat on two stages on VOC, for which its weights were published.
-_base_ = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
+_base_ = '../_base_/faster-rcnn_1x_voc0712.py'
 from ld_plugin.recipes import defeat_two_stage
 
 model = dict(
