@@ -4,6 +4,8 @@ The scripts run in a copy, with a PATH that holds a few system programs and made
 These answer what the set-up asks, write down what it lets pip do, and fail where a test wants it.
 """
 
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -292,6 +294,26 @@ def test_commands_pass_their_options_on(machine: Machine) -> None:
         'ran: -m ruff format --check .',
         'ran: -m pytest -k a b',
     ]
+
+
+@pytest.mark.parametrize('found', ['0.1.0', None])
+def test_another_ruff_is_not_the_one_that_is_needed(
+    found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def version(distribution: str) -> str:
+        if found is None:  # the metadata of an installation that was cut off
+            raise importlib.metadata.PackageNotFoundError(distribution)
+        return found
+
+    spec = importlib.util.spec_from_file_location('check_env', ROOT / 'tools' / 'check_env.py')
+    check_env = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_env)
+    monkeypatch.setattr(check_env, 'MODULES', {})  # what else may be missing here
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    assert check_env.quick() == 1
+    (complaint,) = capsys.readouterr().err.splitlines()
+    wanted = complaint.removeprefix(f'helpers ruff: found version {found}, expected ')
+    assert f'"ruff=={wanted}"' in (ROOT / 'pyproject.toml').read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ of the set-up that provides it.
 
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -48,12 +50,27 @@ def _missing() -> str:
         for name in names:
             if '.' not in name and importlib.util.find_spec(name) is None:
                 return f'{step} {name}: not installed'
+    if (found := _version('ruff')) != (wanted := _ruff_of_the_set_up()):
+        return f'helpers ruff: found version {found}, expected {wanted}'
     if _ops_library() is None:
         return 'mmcv mmcv.ops: not compiled'
     plugin = importlib.util.find_spec('ld_plugin').origin
     if plugin is None or ROOT not in Path(plugin).resolve().parents:
         return f'plugin ld_plugin: another copy than this one ({plugin})'
     return ''
+
+
+def _version(distribution):
+    """What is installed, or None if its metadata is missing."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _ruff_of_the_set_up():
+    """Another version formats differently, and would complain of clean files."""
+    return re.search(r'ruff==([\w.]+)', Path(ROOT, 'tools', 'setup_env.sh').read_text())[1]
 
 
 def _ops_library():
