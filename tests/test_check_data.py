@@ -286,6 +286,13 @@ def hrsc(root: Path, old: str = '', new: str = '') -> Report:
 def test_good_xml_files(tmp_path: Path, check: Callable) -> None:
     assert check(tmp_path).problems == []
     assert check(tmp_path).objects.total() == 1
+    assert check(tmp_path, '>9<', '> 9 <').problems == []
+
+
+@pytest.mark.parametrize('key', ['xmin', 'mbox_cx', 'mbox_cy', 'mbox_w', 'mbox_h', 'mbox_ang'])
+def test_fractions_of_boxes_are_read(tmp_path: Path, key: str) -> None:
+    check = voc if key == 'xmin' else hrsc
+    assert check(tmp_path, f'</{key}>', f'.5</{key}>').problems == []
 
 
 @pytest.mark.parametrize(
@@ -295,7 +302,8 @@ def test_good_xml_files(tmp_path: Path, check: Callable) -> None:
         (voc, '<name>plane</name>', '', 'object 1: error: has no name or no bndbox; reading'),
         (voc, '<xmin>1<', '<xmin>one<', "found 'one' as xmin, expected a number"),
         (voc, '<xmin>1</xmin>', '', 'found None as xmin, expected a number'),
-        (voc, '<difficult>0<', '<difficult>no<', "found 'no' as difficult, expected a number"),
+        (voc, '<difficult>0<', '<difficult>no<', "found 'no' as difficult, expected a whole"),
+        (voc, '<difficult>0<', '<difficult>0.0<', "found '0.0' as difficult, expected a whole"),
         (voc, '>plane<', '>planes<', "did you mean 'plane'?; it is left out without a word"),
         (
             voc,
@@ -304,9 +312,12 @@ def test_good_xml_files(tmp_path: Path, check: Callable) -> None:
             'the box 1 2 30 20 lies outside of its image of 0.5 x 48 pixels; every prior',
         ),
         (hrsc, '</header_y>', '', 'a.xml:3: error: no XML: mismatched tag'),
-        (hrsc, '>64<', '><', "a.xml: error: found '' as Img_SizeWidth, expected a number"),
+        (hrsc, '>64<', '><', "a.xml: error: found '' as Img_SizeWidth, expected a whole number"),
+        (hrsc, '>64<', '>64.0<', "found '64.0' as Img_SizeWidth, expected a whole number"),
         (hrsc, '<mbox_ang>1</mbox_ang>', '', 'object 1: error: found None as mbox_ang, expected'),
-        (hrsc, '<header_x>9<', '<header_x>?<', "found '?' as header_x, expected a number"),
+        (hrsc, '<mbox_cx>9<', '<mbox_cx>?<', "found '?' as mbox_cx, expected a number"),
+        (hrsc, '<header_x>9<', '<header_x>?<', "found '?' as header_x, expected a whole number"),
+        (hrsc, '<header_y>9<', '<header_y>9.5<', "found '9.5' as header_y, expected a whole"),
     ],
 )
 def test_errors_of_xml_files(

@@ -35,14 +35,15 @@ def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
     """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``."""
     report = Report(num_images=len(names))
     for file, root in _parsed(report, annotations, names):
-        if _number(root, 'Img_SizeWidth') is None:
-            report.error(file, _not_a_number(root, 'Img_SizeWidth'))
+        if not _is_whole(root, 'Img_SizeWidth'):
+            report.error(file, _not_whole(root, 'Img_SizeWidth'))
         for number, thing in enumerate(root.findall('HRSC_Objects/HRSC_Object'), start=1):
             place = f'{file}, object {number}'
             report.objects['ship'] += 1
-            wrong = [k for k in (*_HRSC_BOX, *_HRSC_HEADER) if _number(thing, k) is None]
+            wrong = [_not_a_number(thing, k) for k in _HRSC_BOX if _number(thing, k) is None]
+            wrong += [_not_whole(thing, k) for k in _HRSC_HEADER if not _is_whole(thing, k)]
             if wrong:
-                report.error(place, _not_a_number(thing, wrong[0]))
+                report.error(place, wrong[0])
             elif min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h')) <= 0:
                 report.warn(place, 'found a box without area, whose offsets are infinite')
     listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
@@ -82,8 +83,8 @@ def _check_voc_object(
     if wrong:
         report.error(place, _not_a_number(box, wrong[0]))
         return
-    if thing.find('difficult') is not None and _number(thing, 'difficult') is None:
-        report.error(place, _not_a_number(thing, 'difficult'))
+    if thing.find('difficult') is not None and not _is_whole(thing, 'difficult'):
+        report.error(place, _not_whole(thing, 'difficult'))
     if classes is not None and name not in classes:
         report.error(place, f'{unknown_class(name, classes)}; it is left out without a word')
     x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
@@ -105,5 +106,18 @@ def _number(element: ET.Element, key: str) -> float | None:
         return None
 
 
+def _is_whole(element: ET.Element, key: str) -> bool:
+    """Whether the stock data sets can read it, for which `int` refuses 9.0 too."""
+    try:
+        int(element.findtext(key, default=''))
+    except ValueError:
+        return False
+    return True
+
+
 def _not_a_number(element: ET.Element, key: str) -> str:
     return f'found {element.findtext(key)!r} as {key}, expected a number'
+
+
+def _not_whole(element: ET.Element, key: str) -> str:
+    return f'found {element.findtext(key)!r} as {key}, expected a whole number'
