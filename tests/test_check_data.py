@@ -485,6 +485,27 @@ def test_config(
         run(monkeypatch, cfg, '--loaders', 'val')
 
 
+def test_config_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv('BCCD_ROOT', str(tmp_path / 'bccd'))
+    own = 'ld_plugin::bccd/gfl_r18_fpn_12e_bccd.py'
+    assert run(monkeypatch, own, '--loaders', 'train') == 1
+    assert f"data_root: error: folder '{tmp_path}/bccd' not found" in capsys.readouterr().out
+    stock = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py']
+    if is_installed('mmrotate'):
+        stock.append('mmrotate::rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota.py')
+    for name in stock:
+        key = 'train_dataloader.dataset.data_root'
+        options = ['--loaders', 'train', '--cfg-options', f'{key}={tmp_path}/gone']
+        assert run(monkeypatch, name, *options) == 1
+        assert f"{key}: error: folder '{tmp_path}/gone' not found" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^found 'gone::a\.py', but no package 'gone'"):
+        run(monkeypatch, 'gone::a.py')
+    with pytest.raises(SystemExit, match=r"^found 'mmdet::gfl/gone\.py', which is not among"):
+        run(monkeypatch, 'mmdet::gfl/gone.py')
+
+
 def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r'found nothing to check, expected annfiles/\*\.txt'):
         run(monkeypatch, tmp_path)

@@ -3,7 +3,8 @@
     python tools/check_data.py CONFIG
     python tools/check_data.py FOLDER [--classes ship plane]
 
-CONFIG is a path or the name of a config of this package; the data sets of its loaders are checked,
+CONFIG is a path, the name of a config of this package, or a name as `_base_` takes it (such as
+`mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py`); the data sets of its loaders are checked,
 also inside of wrappers, against their class names. In a FOLDER are checked, or below it: DOTA's
 text files in `annfiles` or `labelTxt...` (beside `images`), COCO's JSON files, and the XML files of
 VOC and HRSC2016 in `Annotations`. The exit status is 1 if there are errors, and 0 otherwise.
@@ -29,11 +30,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout without installation
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.annotation_check import Source, config_sources, folder_sources
-from ld_plugin.detectors.model_config import own_config_root, read_file
+from ld_plugin.detectors.model_config import own_config_root, read_config, read_file
 from ld_plugin.errors import ConfigError
 
 LOADERS = ('train', 'val', 'test')
@@ -66,13 +67,23 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         found = folder_sources(Path(args.data), args.classes)
         what = 'annfiles/*.txt, labelTxt/*.txt, *.json of COCO, or Annotations/*.xml'
     else:
-        cfg = read_file(find_config(args.data))
+        cfg = read(args.data)
         cfg.merge_from_dict(args.cfg_options)
         found = config_sources(cfg, [f'{name}_dataloader' for name in args.loaders])
         what = f'a data set in {", ".join(args.loaders)}_dataloader'
     if not found:
         sys.exit(f'{args.data}: found nothing to check, expected {what}')
     return found
+
+
+def read(name: str) -> Config:
+    """A config by its path, by a name as MIM takes it, or by one with its package."""
+    if '::' not in name:
+        return read_file(find_config(name))
+    try:
+        return read_config(name)
+    except ConfigError as error:  # which takes it for a teacher's
+        raise ConfigError(str(error).removeprefix('model.teacher.config: ')) from error
 
 
 def find_config(name: str) -> Path:
