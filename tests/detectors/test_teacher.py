@@ -86,7 +86,9 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
 
 
 @pytest.mark.parametrize('model', [tiny_gfl, caffe_style, deformable, swin])
-@pytest.mark.parametrize(('precision', 'tolerance'), [('fp32', 1e-4), ('bf16', 5e-2)])
+@pytest.mark.parametrize(
+    ('precision', 'tolerance'), [('fp32', 1e-4), ('bf16', 5e-2), ('fp16', 1e-2)]
+)
 def test_folded_channels_last_teacher_equals_the_stock_detector(
     model: Any, precision: str, tolerance: float
 ) -> None:
@@ -114,10 +116,15 @@ def test_batch_norm_is_folded_and_convolutions_are_channels_last() -> None:
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
 
 
-def test_low_precision_keeps_its_weights_in_that_precision() -> None:
-    teacher = FrozenTeacher(build(tiny_gfl()), 'bf16')
+@pytest.mark.parametrize(
+    ('precision', 'dtype'), [('bf16', torch.bfloat16), ('fp16', torch.float16)]
+)
+def test_low_precision_keeps_its_weights_in_that_precision(
+    precision: str, dtype: torch.dtype
+) -> None:
+    teacher = FrozenTeacher(build(tiny_gfl()), precision)
     weights = [m.weight for m in teacher._model.modules() if isinstance(m, nn.Conv2d)]
-    assert {w.dtype for w in weights} == {torch.bfloat16}
+    assert {w.dtype for w in weights} == {dtype}
 
 
 def test_teacher_is_no_part_of_the_student() -> None:
@@ -188,6 +195,16 @@ def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
         assert {m.device.type for m in maps} == {'cuda'}
         assert outputs.priors.device.type == 'cuda'
+
+
+def test_teacher_follows_the_images_when_a_copy_of_the_student_was_moved() -> None:
+    """Copies share the teacher, and mmengine's EMA hook may keep one on another device."""
+    model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.cuda()
+        outputs = model.teacher(torch.zeros(2, 3, 64, 64), [(64, 64), (48, 64)]).outputs
+        maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features, outputs.priors]
+        assert {m.device.type for m in maps} == {'cpu'}
 
 
 def test_precision_stays_when_the_student_changes_its_own() -> None:
