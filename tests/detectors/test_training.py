@@ -160,6 +160,56 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(whole[name], resumed[name]), name
 
 
+def test_training_resumed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    """By iterations: then mmengine draws the shuffled images again up to the checkpoint's.
+
+    By epochs it would begin the interrupted epoch anew. An epoch has two iterations here, the
+    checkpoint is of the third, and the power goes after the fourth.
+    """
+
+    class PowerCut(Hook):
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            if batch_idx == 4:
+                raise KeyboardInterrupt
+
+    def runner(folder: Path, **options: Any) -> Any:
+        return tiny_runner(
+            distilled(seed=1),
+            folder,
+            train_dataloader=dict(
+                dataset=TinyDataset(),
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True),
+                collate_fn=dict(type='pseudo_collate'),
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
+            param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)),
+            **options,
+        )
+
+    recorder, rest = Recorder(), Recorder()
+    runner(tmp_path / 'whole', custom_hooks=[recorder]).train()
+    with pytest.raises(KeyboardInterrupt):
+        runner(tmp_path / 'parts', custom_hooks=[PowerCut()]).train()
+    assert [path.name for path in (tmp_path / 'parts').glob('*.pth')] == ['iter_3.pth']
+    runner(tmp_path / 'parts', custom_hooks=[rest], resume=True).train()
+
+    assert len(recorder.losses) == 6
+    assert rest.losses == recorder.losses[3:]  # the same images, too, and the same schedules
+    whole, resumed, before = (
+        torch.load(tmp_path / name, weights_only=False)['state_dict']
+        for name in ('whole/iter_6.pth', 'parts/iter_6.pth', 'parts/iter_3.pth')
+    )
+    assert any('adapter' in name for name in whole)
+    assert any(not torch.equal(whole[name], before[name]) for name in whole)
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
 def test_accumulated_gradients_of_localization_distillation_equal_those_of_the_whole_batch() -> (
     None
 ):
