@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -132,35 +134,90 @@ def gradients(student: nn.Module, data: dict) -> dict[str, list[Tensor]]:
 
 
 def one_process(rank: int, folder: str) -> None:
-    """Half of every batch: gradients averaged by hand, then by DistributedDataParallel."""
+    """Half of every batch."""
     torch.set_num_threads(1)
     init_default_scope('mmdet')
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     for number, (*halves, objects) in enumerate(SPLITS):
-        student = everything()
-        data = part(batch(SHAPES, objects), halves[rank])
-        found = gradients(student, data)
-        for values in found.values():
-            for value in values:
-                dist.all_reduce(value)
-                value /= 2
-        parallel = DistributedDataParallel(DistillationLosses(student))
-        sum(parallel(data).values()).backward()
-        found['sum'] = [p.grad for p in student.parameters() if p.requires_grad]
+        found = averaged_gradients(part(batch(SHAPES, objects), halves[rank]))
         torch.save(found, f'{folder}/split{number}_rank{rank}.pth')
+    torch.save(trained(rank), f'{folder}/trained_rank{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(one_process, (str(tmp_path),), nprocs=2)
+def averaged_gradients(data: dict) -> dict[str, list[Tensor]]:
+    """By hand, then by DistributedDataParallel."""
+    student = everything()
+    found = gradients(student, data)
+    for values in found.values():
+        for value in values:
+            dist.all_reduce(value)
+            value /= 2
+    parallel = DistributedDataParallel(DistillationLosses(student))
+    sum(parallel(data).values()).backward()
+    found['sum'] = [p.grad for p in student.parameters() if p.requires_grad]
+    return found
+
+
+def trained(rank: int) -> dict[str, Any]:
+    """What is left of two steps with all that mmengine's runner puts around a model."""
+    student = everything()
+    frozen = student.teacher._model
+    teacher = {name: value.clone() for name, value in frozen.state_dict().items()}
+    parallel = MMDistributedDataParallel(student, broadcast_buffers=False)
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9)
+    cfg = dict(type='OptimWrapper', optimizer=optimizer, clip_grad=dict(max_norm=35))
+    wrapper = build_optim_wrapper(parallel, cfg)
+    reported = [  # a parameter without a gradient would stop the second step
+        parallel.train_step(part(batch(SHAPES, objects), halves[rank]), wrapper)
+        for *halves, objects in SPLITS
+    ]
+    optimized = [p for group in wrapper.param_groups for p in group['params']]
+    return dict(
+        student=student.state_dict(),
+        teacher_before=teacher,
+        teacher_after=frozen.state_dict(),
+        reported=reported,
+        shared={id(p) for p in (*parallel.parameters(), *optimized)}
+        & {id(p) for p in frozen.parameters()},
+    )
+
+
+@pytest.fixture(scope='module')
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what two processes have saved."""
+    folder = tmp_path_factory.mktemp('two_processes')
+    mp.spawn(one_process, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_processes_give_the_gradients_of_one(of_two_processes: Path) -> None:
     for number, (first, second, objects) in enumerate(SPLITS):
         whole = gradients(everything(), part(batch(SHAPES, objects), first + second))
         whole['sum'] = [sum(values) for values in zip(*whole.values(), strict=True)]
         for rank in range(2):
-            found = torch.load(tmp_path / f'split{number}_rank{rank}.pth')
+            found = torch.load(of_two_processes / f'split{number}_rank{rank}.pth')
             for name, expected in whole.items():
                 assert relative_difference(found[name], expected) < 1e-5, (number, rank, name)
+
+
+def test_two_processes_train_one_student_and_no_teacher(of_two_processes: Path) -> None:
+    ranks = [torch.load(of_two_processes / f'trained_rank{rank}.pth') for rank in range(2)]
+    first, second = (found['student'] for found in ranks)
+    initial = everything()
+    learning = {name for name, value in initial.named_parameters() if value.requires_grad}
+    assert learning
+    for name, value in initial.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], value) == (name not in learning), name
+    assert ranks[0]['reported'] != ranks[1]['reported']  # each saw images of its own
+    for found in ranks:
+        assert {f'loss_{name}' for name in EVERYTHING} < found['reported'][0].keys()
+        assert found['shared'] == set()
+        assert found['teacher_before'].keys() == found['teacher_after'].keys() != set()
+        for name, value in found['teacher_before'].items():
+            assert torch.equal(value, found['teacher_after'][name]), name
 
 
 def relative_difference(found: list[Tensor], expected: list[Tensor]) -> float:
