@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,49 @@ def test_a_raw_line_without_difficulty_becomes_two(raw: Path) -> None:
     assert check_dota(out / 'annfiles', out / 'images').problems != []
     with pytest.raises(IndexError):
         dataset(out)
+
+
+def commands_of_readme() -> list[list[str]]:
+    """What the README says to run for splitting, as words."""
+    readme = (Path(__file__).resolve().parents[1] / 'README.md').read_text().replace('\\\n', ' ')
+    return [shlex.split(line) for line in re.findall('^ +(mim run .*img_split.*)$', readme, re.M)]
+
+
+def test_readme_splits_both_parts_alike() -> None:
+    train, val = commands_of_readme()
+    assert train != val
+    assert [word.replace('/train', '/val') for word in train] == val
+
+
+def test_commands_of_the_readme_split_an_image(tmp_path: Path) -> None:
+    """As they stand there, and where they stand: at 1024 pixels, overlapping by 200."""
+    mim, *words = commands_of_readme()[0]
+    assert mim == 'mim'
+    raw = tmp_path / 'data/DOTA/train'
+    for folder in ('images', 'labelTxt'):
+        (raw / folder).mkdir(parents=True)
+    cv2.imwrite(str(raw / 'images/P1.png'), np.zeros((1100, 1500, 3), np.uint8))
+    cv2.imwrite(str(raw / 'images/P2.png'), np.zeros((200, 300, 3), np.uint8))
+    middle, corner = '600 500 700 500 700 600 600 600', '1400 1000 1450 1000 1450 1050 1400 1050'
+    write(raw, [*LINES, f'{middle} ship 0', f'{corner} ship 1'])
+    (raw / 'labelTxt/P2.txt').write_text('\n'.join(LINES) + '\n')
+
+    subprocess.run(
+        [sys.executable, '-c', 'from mim.__main__ import cli; cli()', *words],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    out = tmp_path / 'data/split_ss_dota/train'
+    patches = [f'P1__1024__{x}___{y}' for x in (0, 476) for y in (0, 76)] + ['P2__1024__0___0']
+    for folder in ('images', 'annfiles'):
+        assert sorted(path.stem for path in (out / folder).iterdir()) == sorted(patches)
+    report = check_dota(out / 'annfiles', out / 'images', ('plane', 'ship'))
+    assert report.problems == []
+    # the middle is in each of the four patches, the planes and the corner in one
+    assert dict(report.objects) == dict(ship=4 + 1, plane=1 + 1)
+    assert len(dataset(out)) == 5
+    padded = cv2.imread(str(out / 'images/P2__1024__0___0.png'))
+    assert padded.shape == (1024, 1024, 3)
+    assert padded[199, 299].tolist() == [0, 0, 0]
+    assert padded[200, 300].tolist() == padded[-1, -1].tolist() == [104, 116, 124]
