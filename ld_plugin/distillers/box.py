@@ -18,7 +18,7 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
 from ..losses import eager_gradient
-from ..regions.geometry import general_instance_scores
+from ..regions.geometry import general_instance_scores, level_instance_scores
 from ..registry import DISTILLERS
 from .base import Distiller
 
@@ -71,7 +71,9 @@ class BoxDistiller(Distiller):
         at = context.select(self.region).priors
         student, teacher = context.student, context.teacher
         weights = at.take(context.assignment.label_weights)
-        differences = _score_differences(student.class_logits(at), teacher.class_logits(at))
+        with torch.no_grad():
+            logits = student.class_logits(at), teacher.class_logits(at)
+            differences, _ = general_instance_scores(*logits)
         boxes = student.boxes(at), teacher.boxes(at)
         return weighted_box_loss(self.loss, *boxes, weights * differences)
 
@@ -79,7 +81,9 @@ class BoxDistiller(Distiller):
         student, teacher = context.student, context.teacher
         selection = context.select(self.region)
         weights = context.assignment.label_weights * (selection.weights > 0)
-        differences = _score_differences(student.class_views[level], teacher.class_views[level])
+        with torch.no_grad():
+            views = student.class_views[level], teacher.class_views[level]
+            differences, _ = level_instance_scores(*views)
         weights = prior_views(weights, selection.shapes)[level] * differences
 
         def weighted_sum(box_map: Tensor) -> Tensor:
@@ -139,9 +143,3 @@ def _ordered_corners(boxes: Tensor) -> Tensor:
         return boxes
     first, second = boxes.split(2, dim=-1)
     return torch.cat([first, torch.maximum(first, second)], dim=-1)
-
-
-@torch.no_grad()
-def _score_differences(student: Tensor, teacher: Tensor) -> Tensor:
-    """Of logits (..., C): the largest difference of a class's score, (...)."""
-    return general_instance_scores(student, teacher)[0]

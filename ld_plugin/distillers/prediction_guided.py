@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..dense import DistillationContext
 from ..dense.positions import mean_counts
 from ..errors import ConfigError
-from ..losses import DistillationLoss, eager_gradient, feature_squared_error
+from ..losses import DistillationLoss, eager_gradient, feature_squared_error, pieces_of
 from ..losses.functional import at_least_float32
 from ..regions import Region
 from ..registry import DISTILLERS
@@ -40,8 +41,9 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
         region: Where; default everywhere.
         loss: F, a loss of single cells; default the mean squared error, weight 1.5.
         schedule: A factor over training.
-        on: What p is: ``'logit'``, which the published weight presupposes, or ``'score'``, the
-            sigmoid score, whose squared differences are smaller by orders of magnitude.
+        on: What p is, which the paper leaves open: ``'logit'``, as in the draft whose numbers the
+            tests have, or ``'score'``, the sigmoid score, whose squared differences are smaller by
+            orders of magnitude, so that the published weight would do next to nothing.
 
     Raises:
         ConfigError: ``on`` is neither.
@@ -76,15 +78,28 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
     def _of_level(
         self, context: DistillationContext, level: int, mask: Tensor, count: Tensor
     ) -> Tensor:
-        teacher = context.teacher
-        predictions = self.predictions(teacher.class_views[level])
-        features = teacher.features[level].movedim(1, -1)
+        student, teacher = context.student, context.teacher
+        logits = student.class_views[level], teacher.class_views[level]  # (N, A, H, W, C)
+        adapted = self.adapter(at_least_float32(student.features[level])).movedim(1, -1)
+        target = teacher.features[level].movedim(1, -1)
+        anchors, pieces = logits[0].shape[1], pieces_of(logits[0])
 
-        def loss(student_logits: Tensor, student_features: Tensor) -> Tensor:
-            # (N, A, H, W, C) to (N, H, W)
-            difference = feature_squared_error(self.predictions(student_logits), predictions)
-            weight = difference.mean(1) * mask
-            return self.loss(student_features.movedim(1, -1), features, weight, avg_factor=count)
+        # the product rule: each factor is differentiated while the other one stands still
+        with torch.no_grad():
+            errors = self.loss.loss_weight * self.loss.elementwise(adapted, target) * mask / count
+            cut = zip(*(x.chunk(pieces, dim=1) for x in logits), strict=True)
+            differences = sum(self._differences(*piece).sum(1) for piece in cut) / anchors
+        of_logits = eager_gradient(
+            lambda *given: (self._differences(*given[:2]) * given[2]).sum(),
+            *logits,
+            (errors / anchors)[:, None].expand(-1, anchors, -1, -1),
+            pieces=pieces,
+        )
+        of_features = eager_gradient(
+            lambda x: self.loss(x, target, differences * mask, avg_factor=count), adapted
+        )
+        return of_logits + of_features - of_features.detach()
 
-        adapted = self.adapter(at_least_float32(context.student.features[level]))
-        return eager_gradient(loss, context.student.class_views[level], adapted)
+    def _differences(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """P of every prior: logits (..., C) of both to (...)."""
+        return feature_squared_error(self.predictions(student), self.predictions(teacher))

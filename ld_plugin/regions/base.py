@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dense import DistillationContext, Positions
-from ..dense.boxes import bounds, in_kind_of, is_rotated, in_first_quarter, without_angle
+from ..dense.boxes import bounds, in_first_quarter, in_kind_of, is_rotated, without_angle
 from ..dense.outputs import prior_views
 from ..dense.positions import LevelShape, mean_counts
 

@@ -7,7 +7,7 @@ from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
 from .base import Region
-from .geometry import general_instance_scores, select_top_boxes
+from .geometry import level_instance_scores, select_top_boxes
 
 SCOPES = ('image', 'batch')
 
@@ -53,9 +53,8 @@ class GIRegion(Region):
 
     def _level(self, context: DistillationContext, level: int, valid: Tensor) -> Tensor:
         student, teacher = context.student, context.teacher
-        scores, teacher_wins = general_instance_scores(
-            student.level_class_logits(level), teacher.level_class_logits(level)
-        )
+        found = level_instance_scores(student.class_views[level], teacher.class_views[level])
+        scores, teacher_wins = (x.movedim(1, -1).flatten(1) for x in found)
         boxes = torch.where(
             teacher_wins[..., None], teacher.level_boxes(level), student.level_boxes(level)
         )

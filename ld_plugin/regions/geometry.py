@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dense.boxes import bounds, centres, hold, is_rotated, overlaps, overlaps_with, sides
+from ..losses.eager_gradient import pieces_of
 
 OVERLAPS = ('iof', 'diou')
 _BLOCK = 32  # priors
@@ -281,6 +282,22 @@ def general_instance_scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, T
     difference = teacher.float().sigmoid() - student.float().sigmoid()
     scores, classes = difference.abs().max(dim=-1)
     return scores, difference.gather(-1, classes[..., None])[..., 0] >= 0
+
+
+def level_instance_scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`general_instance_scores` of a whole level.
+
+    Args:
+        student: Class logits (N, A, H, W, C), which are not copied as a whole.
+        teacher: The same of the teacher.
+
+    Returns:
+        Two of (N, A, H, W).
+    """
+    pieces = pieces_of(student)
+    cut = zip(student.chunk(pieces, dim=1), teacher.chunk(pieces, dim=1), strict=True)
+    scores, teacher_wins = zip(*(general_instance_scores(*piece) for piece in cut), strict=True)
+    return torch.cat(scores, dim=1), torch.cat(teacher_wins, dim=1)
 
 
 def select_top_boxes(

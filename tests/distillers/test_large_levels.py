@@ -1,0 +1,98 @@
+"""Nine anchors of many classes must not cost copies of both models' class logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ld_plugin import recipes
+from ld_plugin.dense import Assignment, DistillationContext
+from ld_plugin.distillers import build_distillers
+from tests.contexts import outputs
+
+ANCHORS, CLASSES, SIDE = 9, 80, 100
+LOGITS = ANCHORS * CLASSES * SIDE**2 * 4  # bytes
+
+
+class LargeTensors(TorchDispatchMode):
+    """Counts memory taken for tensors of at least half of the level's logits."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.seen = {x.untyped_storage().data_ptr() for x in known}
+        self.kept: list[Tensor] = []  # so that no address is given out twice
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for x in found if isinstance(found, tuple | list) else [found]:
+            if not isinstance(x, Tensor) or x.untyped_storage().nbytes() < LOGITS / 2:
+                continue
+            address = x.untyped_storage().data_ptr()
+            if address not in self.seen:
+                self.seen.add(address)
+                self.kept.append(x)
+                self.names.append(str(func))
+        return found
+
+
+def large_step() -> DistillationContext:
+    """One level of nine anchors, every cell's alike, with one object."""
+    small = outputs(1, ANCHORS)
+    spec = replace(small.spec, strides=((8, 8),), num_base_priors=(ANCHORS,), num_classes=CLASSES)
+    generator = torch.Generator().manual_seed(0)
+
+    def maps(channels: int) -> list[Tensor]:
+        return [torch.randn(1, channels, SIDE, SIDE, generator=generator)]
+
+    def dense(requires_grad: bool) -> Any:
+        class_maps, box_maps, features = maps(ANCHORS * CLASSES), maps(ANCHORS * 20), maps(2)
+        for level_map in (*class_maps, *box_maps, *features):
+            level_map.requires_grad_(requires_grad)
+        return replace(
+            small,
+            spec=spec,
+            class_maps=class_maps,
+            box_maps=box_maps,
+            features=features,
+            quality_maps=(),
+            priors=torch.tensor([[0.0, 0, 64, 64]]).repeat(ANCHORS * SIDE**2, 1),
+        )
+
+    labels = torch.full((1, ANCHORS * SIDE**2), CLASSES)
+    labels[0, :5] = 7
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    positive_gts = [torch.zeros(5, dtype=torch.long)]
+    return DistillationContext(
+        student=dense(True),
+        teacher=dense(False),
+        assignment=Assignment(labels, valid.float(), valid, CLASSES, positive_gts),
+        gt_bboxes=[torch.tensor([[0.0, 0, 60, 60]])],
+    )
+
+
+def prepared(recipe: str, step: DistillationContext) -> Callable[[], Tensor]:
+    MessageHub.get_current_instance().update_info('max_iters', 1)
+    cfg = {k: dict(v, schedule=None) for k, v in getattr(recipes, recipe).items()}
+    for distiller in cfg.values():
+        del distiller['schedule']
+    distillers = build_distillers(cfg, step.student.spec, step.teacher.spec)
+    return lambda: sum(distiller(step) for distiller in distillers.values())
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'gradients'),
+    [('bckd', 1), ('rm_pfi', 1), ('defeat', 1), ('imitation_gi', 0), ('ld_full', 1)],
+)
+def test_one_gradient_is_all_that_is_as_large_as_the_logits(recipe: str, gradients: int) -> None:
+    step = large_step()
+    loss = prepared(recipe, step)
+    with LargeTensors([*step.student.class_maps, *step.teacher.class_maps]) as large:
+        value = loss()
+    assert value > 0
+    assert len(large.names) <= gradients, large.names
