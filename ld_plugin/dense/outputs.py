@@ -52,6 +52,8 @@ class HeadSpec:
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
         has_boxes: Whether boxes can be decoded with a gradient.
+        rates_objects_alone: Whether a class logit means something only where there is an object,
+            as objectness, another branch, tells background.
         centre_offset: Where in its cell the centre of a prior lies, from 0 (the cell's first
             corner) to 1, in strides.
     """
@@ -70,6 +72,7 @@ class HeadSpec:
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
     has_boxes: bool = True
+    rates_objects_alone: bool = False
     centre_offset: float = 0.0
 
     @property

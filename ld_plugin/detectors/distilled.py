@@ -63,6 +63,7 @@ class DistilledDetector:
         self._match = TeacherMatch(spec, self.teacher.spec_for(spec, self.has_two_stages))
         self.distillers = build_distillers(distillers, *self._match.specs)
         self._check_levels()
+        self._check_priors()
         self._check_loss_names()
         self.teacher.match_inputs(self.data_preprocessor)
         self.teacher.reads = frozenset().union(
@@ -180,6 +181,27 @@ class DistilledDetector:
                     f"'loss_{name}' of its own. Choose another key."
                 )
 
+    def _check_priors(self) -> None:
+        """Outputs of several anchors are compared one by one, and so are offsets from anchors."""
+        mine, theirs = self.reader.prior_shapes, self.teacher.prior_shapes
+        if not mine or not theirs:
+            return
+        for name, distiller in self.distillers.items():
+            reads = distiller.reads_of_teacher
+            is_relative = 'distributions' in reads and self.spec.bin_ranges is not None
+            for level, partner in zip(*self._match.levels.pairs, strict=True):
+                here, there = mine[level], theirs[partner]
+                if reads <= {'features', 'rois'} or not (is_relative or len(here) > 1):
+                    continue
+                if not torch.allclose(here, there, rtol=1e-3):
+                    raise ConfigError(
+                        f'model.distillers.{name}: anchors differ on the level of stride '
+                        f'{self.spec.strides[level][0]}: widths and heights in strides are '
+                        f'{_rounded(here)} of the student, {_rounded(there)} of the teacher, '
+                        'expected the same in the same order. Set the same anchor_generator in '
+                        "model.bbox_head as in the teacher's."
+                    )
+
     def _check_levels(self) -> None:
         if self._match.levels.covers_student or self.teacher.image_scale != 1:
             return
@@ -198,6 +220,10 @@ class DistilledDetector:
 
     def _use_classes(self, names: Sequence[str] | None) -> None:
         self._match.classes = self.teacher.match_classes(names, self.spec.num_classes)
+
+
+def _rounded(shapes: Tensor) -> list[list[float]]:
+    return [[round(side, 2) for side in shape] for shape in shapes.tolist()]
 
 
 def loss_names(head: nn.Module) -> set[str]:

@@ -167,8 +167,7 @@ class FrozenTeacher:
         model_cfg = student_model(config)
         with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
             model = MODELS.build(model_cfg)
-        classes = cfg.get('classes')
-        checkpoint = cfg['checkpoint']
+        checkpoint, named = cfg['checkpoint'], None
         if checkpoint is None:
             warnings.warn(
                 'model.teacher.checkpoint is None: the teacher has random weights.', stacklevel=2
@@ -178,11 +177,14 @@ class FrozenTeacher:
                 checkpoint = published_checkpoint(cfg['config'])
             loaded = load_checkpoint_file(checkpoint, trained_by=cfg['config'])
             load_weights(model, loaded, checkpoint)
-            classes = classes or class_names(loaded)
+            named = class_names(loaded)
         options = {key: cfg[key] for key in _OPTIONS if key in cfg}
-        teacher = cls(model, classes=classes, **options)
-        if cfg.get('classes') is not None:
-            teacher.check_names()
+        given = cfg.get('classes')
+        teacher = cls(model, classes=given or named, **options)
+        if given is not None:
+            teacher.check_names('model.teacher.classes')
+        elif named and (teacher._roi_reader or not teacher.is_two_stage):
+            teacher.check_names(f'model.teacher.checkpoint: {checkpoint}')
         return teacher
 
     @property
@@ -196,13 +198,23 @@ class FrozenTeacher:
         """C, of the second stage if it has one that can be read."""
         return (self._roi_reader or self._reader).spec.num_classes
 
-    def check_names(self) -> None:
-        """Raise :class:`ConfigError` if it has more or fewer classes than names."""
+    def check_names(self, source: str) -> None:
+        """Raise :class:`ConfigError` if it has more or fewer classes than names.
+
+        Args:
+            source: Where the names are from, for the message.
+        """
         if len(self.classes) != self.num_classes:
             raise ConfigError(
-                f'model.teacher.classes: found {len(self.classes)} names, {tuple(self.classes)}, '
-                f"expected {self.num_classes}, one for each class of the teacher's head."
+                f'{source}: found {len(self.classes)} names, {tuple(self.classes)}, expected '
+                f"{self.num_classes}, one for each class of the teacher's head. Correct "
+                'num_classes in model.teacher.config, or name all in model.teacher.classes.'
             )
+
+    @property
+    def prior_shapes(self) -> list[Tensor]:
+        """As in :class:`~ld_plugin.dense.DenseReader`."""
+        return self._reader.prior_shapes
 
     @property
     def device(self) -> torch.device:
@@ -302,6 +314,7 @@ class FrozenTeacher:
             images: (N, 3, H, W), as the student's preprocessor made them.
             image_shapes: (height, width) of every image without padding.
         """
+        self.to(images.device)  # where copies of the student share it, another may have moved it
         images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
         images = images.contiguous(memory_format=torch.channels_last)
         watched = self._reader.watched(self.head_layers)

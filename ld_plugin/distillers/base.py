@@ -11,7 +11,7 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
-from ..regions import Region
+from ..regions import MainRegion, Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
 
@@ -83,6 +83,11 @@ class Distiller(nn.Module, ABC):
         """What the teacher has to provide, the region's needs included."""
         return self.reads | (self.region.reads if self.region else frozenset())
 
+    @property
+    def looks_at_positives_alone(self) -> bool:
+        """Whether nothing is compared at priors that are assigned to no ground truth."""
+        return isinstance(self.region, MainRegion)
+
     def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
         """Check that both heads offer what is compared, and make trainable parts.
 
@@ -130,6 +135,8 @@ class Distiller(nn.Module, ABC):
             "Choose a teacher that was trained on the student's classes; features alone "
             '(FeatureDistiller) can be distilled from any.',
         )
+        if 'class_logits' in reads and not self.looks_at_positives_alone:
+            _check_background(key, student, teacher)
         if 'class_logits' in self.reads:
             _check_several_classes(key, student, self.loss)
         if reads & {'boxes', 'distributions'}:
@@ -164,6 +171,17 @@ class Distiller(nn.Module, ABC):
                 "The sides' distances count from there. Choose a teacher whose head has the "
                 "student's; its class scores and boxes can be distilled nevertheless.",
             )
+
+
+def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
+    """The student's own losses must not ask for a background that the teacher has not learnt."""
+    if teacher.rates_objects_alone and not student.rates_objects_alone:
+        raise ConfigError(
+            f'{key}: the class scores of {teacher.name} say nothing where there is no object, for '
+            f"background is told by another branch; {student.name}'s are compared there, too. "
+            "Expected region=dict(type='MainRegion'), features alone (FeatureDistiller), or a "
+            'teacher of another kind.'
+        )
 
 
 def _check_several_classes(key: str, spec: HeadSpec, loss: nn.Module) -> None:

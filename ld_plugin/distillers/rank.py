@@ -56,6 +56,10 @@ class RankDistiller(Distiller):
     def reads(self) -> frozenset[str]:
         return frozenset({'boxes' if self.on == 'iou' else 'class_logits'})
 
+    @property
+    def looks_at_positives_alone(self) -> bool:
+        return True
+
     def distill(self, context: DistillationContext) -> Tensor:
         group, num_gts = _gt_of_positives(context)
         ranked = _RANKED[self.on]

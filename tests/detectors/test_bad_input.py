@@ -547,6 +547,23 @@ def test_class_scores_can_be_distilled_between_other_numbers_of_bins() -> None:
     assert losses(model, batch())['loss_kd'] > 0
 
 
+@pytest.mark.parametrize('names', [('sun', 'moon'), ('sun', 'moon', 'earth', 'mars')])
+def test_other_number_of_names_in_the_checkpoint(names: tuple, tmp_path: Path) -> None:
+    """A head that was left with the number of classes of another data set."""
+    file = tmp_path / 'teacher.pth'
+    state = dict(state_dict=build(tiny_gfl()).state_dict(), meta=dict(dataset_meta={}))
+    state['meta']['dataset_meta']['classes'] = names
+    torch.save(state, file)
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=str(file))
+    assert message(lambda: build(tiny_distilled(teacher, ld_main))) == (
+        f'model.teacher.checkpoint: {file}: found {len(names)} names, {names}, expected 3, one for '
+        "each class of the teacher's head. Correct num_classes in model.teacher.config, or name "
+        'all in model.teacher.classes.'
+    )
+    named = dict(teacher, classes=('circle', 'square', 'star'))
+    assert build(tiny_distilled(named, ld_main)).teacher.classes == ('circle', 'square', 'star')
+
+
 def teacher_named(*classes: str) -> dict:
     return dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=classes)
 

@@ -18,6 +18,7 @@ from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import (
     bckd,
     crosskd,
+    defeat,
     fitnet,
     imitation_everywhere,
     imitation_gi,
@@ -25,8 +26,9 @@ from ld_plugin.recipes import (
     ld_main,
     ld_point,
     rm_pfi,
+    rotated_ld_kld,
 )
-from tests.families import tiny
+from tests.families import ROTATED, scope, tiny
 from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
 
 NAMES = ('circle', 'square', 'star')
@@ -267,6 +269,65 @@ def test_distances_from_other_points_are_refused(student: str, teacher: str) -> 
         build(tiny_distilled(cfg, ld_point, tiny(student)))
     model = build(tiny_distilled(cfg, bckd, tiny(student)))
     assert losses(model, batch(SHAPES))['loss_bckd_box'] > 0
+
+
+def anchors(**changes: Any) -> ConfigDict:
+    """Of a tiny RetinaNet, nine in a cell."""
+    model = tiny('retinanet')
+    model.bbox_head.anchor_generator.update(changes)
+    return model
+
+
+@pytest.mark.parametrize(
+    'changes', [dict(ratios=[2.0, 1.0, 0.5]), dict(octave_base_scale=8)], ids=['order', 'size']
+)
+def test_other_anchors_are_refused(changes: dict) -> None:
+    """As many in a cell, so nothing but their shapes tells."""
+    cfg = dict(config=dict(model=anchors(**changes)), checkpoint=None)
+    where = r'^model\.distillers\.bckd_cls: anchors differ on the level of stride 8: '
+    with pytest.raises(ConfigError, match=where + r'.*\[5\.66, 2\.83\]'):
+        build(tiny_distilled(cfg, bckd, tiny('retinanet')))
+    model = build(tiny_distilled(cfg, fitnet, tiny('retinanet')))
+    assert losses(model, batch(SHAPES))['loss_im'] > 0
+
+
+def test_the_only_anchor_of_a_cell_may_have_another_size() -> None:
+    one = dict(scales_per_octave=1, ratios=[1.0])
+    cfg = dict(config=dict(model=anchors(**one, octave_base_scale=8)), checkpoint=None)
+    model = build(tiny_distilled(cfg, bckd, anchors(**one)))
+    assert losses(model, batch(SHAPES))['loss_bckd_cls'] > 0
+
+
+@pytest.mark.skipif(not ROTATED, reason='needs MMRotate')
+def test_offsets_from_other_anchors_are_refused() -> None:
+    name = 'distribution_rotated_retinanet'
+    with scope(name):
+        student, teacher = tiny(name), tiny(name)
+        for model in (student, teacher):
+            model.bbox_head.anchor_generator.update(scales_per_octave=1, ratios=[1.0])
+        teacher.bbox_head.anchor_generator.octave_base_scale = 8
+        cfg = dict(config=dict(model=teacher, default_scope='mmrotate'), checkpoint=None)
+        model = tiny_distilled(cfg, rotated_ld_kld, student)
+        model.type = 'mmdet.DistilledSingleStageDetector'
+        with pytest.raises(ConfigError, match=r'^model\.distillers\.ld: anchors differ'):
+            build(model)
+
+
+@pytest.mark.parametrize('name', ['bckd_cls', 'rm', 'pfi', 'defeat_cls', 'imitation_gi'])
+def test_class_scores_of_yolox_say_nothing_of_background(name: str) -> None:
+    """They would teach RTMDet, whose own learn it, at places where they have learnt nothing."""
+    known = bckd | rm_pfi | defeat | dict(imitation_gi=next(iter(imitation_gi.values())))
+    distillers = {name: known[name]}
+    teacher = tiny('yolox')
+    cfg = dict(config=dict(model=teacher), checkpoint=None)
+    if name == 'rm':  # looks at positives
+        assert build(tiny_distilled(cfg, distillers, tiny('rtmdet'))).distillers.keys() == {'rm'}
+        return
+    with pytest.raises(
+        ConfigError, match=rf'^model\.distillers\.{name}: the class scores of YOLOX'
+    ):
+        build(tiny_distilled(cfg, distillers, tiny('rtmdet')))
+    build(tiny_distilled(cfg, distillers, teacher))
 
 
 def test_distances_from_the_same_points_are_compared() -> None:

@@ -29,6 +29,7 @@ UNLIKE_THEIR_BASE = frozenset(
         'H2RBoxHead',
         'H2RBoxV2Head',
         'LADHead',
+        'LDHead',
         'PISARetinaHead',
         'R3RefineHead',
         'RTMDetInsHead',
@@ -175,6 +176,20 @@ class DenseReader(ABC):
             angle_version=getattr(head.bbox_coder, 'angle_version', None) if rotated else None,
             centre_offset=_centre_offset(generator),
         )
+
+    @property
+    def prior_shapes(self) -> list[Tensor]:
+        """Width and height of the anchors of a cell, in strides: per level (A, 2); none of points.
+
+        Where a head has several, its outputs are told apart by nothing but their order.
+        """
+        generator = getattr(self.head, 'prior_generator', None)
+        if not hasattr(generator, 'base_anchors'):
+            return []
+        return [
+            (anchors[:, 2:4] - anchors[:, :2]) / anchors.new_tensor(stride)
+            for anchors, stride in zip(generator.base_anchors, generator.strides, strict=True)
+        ]
 
     @property
     def towers(self) -> list[Tower]:

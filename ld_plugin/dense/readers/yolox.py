@@ -1,6 +1,7 @@
 """YOLOX: points, encoded boxes, and a branch for objectness."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -30,7 +31,8 @@ class YOLOXReader(PointReader):
 
     @property
     def spec(self) -> HeadSpec:
-        return self.describe(extras={'quality', 'matched_gts'})
+        spec = self.describe(extras={'quality', 'matched_gts'})
+        return replace(spec, rates_objects_alone=True)
 
     def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         class_maps, box_maps, _ = outs
