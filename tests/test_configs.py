@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -447,6 +448,53 @@ def test_testing_writes_the_submission(data: str, data_folder: Callable, tmp_pat
     assert all(len([float(word) for word in line.split()[1:]]) == 9 for line in lines)
 
 
+# --- programs that train --------------------------------------------------------------------------
+
+
+def _train(program: Path, cfg: Config, folder: Path) -> dict[str, Any]:
+    """Train by a program of its own from a file; gives the checkpoint that it leaves."""
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+    cfg.dump(folder / 'shrunk.py')
+    done = subprocess.run(
+        [sys.executable, str(program), 'shrunk.py'],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    return torch.load(Path(cfg.work_dir) / 'epoch_1.pth', weights_only=False)
+
+
+def _assert_distilled(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+    assert checkpoint['meta']['iter'] == 2
+    reported = checkpoint['message_hub']['log_scalars']
+    distillers = _losses(cfg)
+    assert distillers
+    assert {f'train/loss_{key}' for key in distillers} <= reported.keys()
+    MODELS.build(student_model(cfg)).load_state_dict(checkpoint['state_dict'], strict=True)
+
+
+def test_stock_program_trains_the_config_of_the_readme(
+    data_folder: Callable, tmp_path: Path
+) -> None:
+    readme = (ROOT / 'README.md').read_text()
+    own = re.search(r"```python\n(_base_ = 'mmdet::.*?)```", readme, re.DOTALL).group(1)
+    (tmp_path / 'own.py').write_text(own)
+    cfg = _shrink(read_config(tmp_path / 'own.py'), data_folder, tmp_path / 'out')
+    program = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim/tools/train.py'
+    _assert_distilled(_train(program, cfg, tmp_path), cfg)
+
+
+@needs_mmrotate
+def test_training_program_trains_a_rotated_detector(data_folder: Callable, tmp_path: Path) -> None:
+    name = 'rotated_ld/rotated-ld_r18-dist-rotated-retinanet-r34_fpn_gwd_1x_dota-train.py'
+    cfg = _shrink(_load(name), data_folder, tmp_path / 'out')
+    assert cfg.default_scope == 'mmrotate'
+    assert cfg.model.type == 'mmdet.DistilledSingleStageDetector'
+    _assert_distilled(_train(ROOT / 'tools/train.py', cfg, tmp_path), cfg)
+
+
 # --- what the files say ---------------------------------------------------------------------------
 
 
@@ -531,6 +579,16 @@ def _teachers() -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name in ALL:
         if 'teacher' in _model(name):
             yield name, _model(name)['teacher']
+
+
+def test_configs_with_a_teacher_import_the_plugin() -> None:
+    """Or say so: MMDetection's own program knows its types from nowhere else."""
+    names = [name for name, _ in _teachers()]
+    assert names
+    for name in names:
+        imports = _read(name).get('custom_imports', {})
+        assert 'ld_plugin' in imports.get('imports', []), name
+        assert imports.allow_failed_imports is False, name
 
 
 def test_stock_teachers_have_a_published_checkpoint() -> None:
