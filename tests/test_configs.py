@@ -582,7 +582,7 @@ def _teachers() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def test_configs_with_a_teacher_import_the_plugin() -> None:
-    """Or say so: MMDetection's own program knows its types from nowhere else."""
+    """MMDetection's own program knows its types from nowhere else; a failed import must stop it."""
     names = [name for name, _ in _teachers()]
     assert names
     for name in names:
