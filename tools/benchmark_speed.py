@@ -77,6 +77,14 @@ DETECTORS = {
     'retinanet': Detector('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'),
     'atss': Detector('mmdet::atss/atss_r50_fpn_1x_coco.py'),
     'fcos': Detector('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),
+    'dist-retinanet': Detector(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        dict(type='DistributionRetinaHead', loss_bbox=dict(type='GIoULoss', loss_weight=2.0)),
+    ),
+    'dist-atss': Detector('mmdet::atss/atss_r50_fpn_1x_coco.py', dict(type='DistributionATSSHead')),
+    'dist-fcos': Detector(
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', dict(type='DistributionFCOSHead')
+    ),
     'rotated-retinanet': Detector(
         'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld_1x_dota.py',
         dict(type='mmdet.DistributionRotatedRetinaHead'),

@@ -201,20 +201,34 @@ def test_half_precision_maps_give_nearly_the_same_loss(
         torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=1e-4)
 
 
-def test_localization_distillation_of_every_position(step: DistillationContext) -> None:
+def divergences(step: DistillationContext) -> np.ndarray:
+    """LD of every prior of four images, the sum over its sides: (N, P)."""
+
     def rows(dense: DenseOutputs) -> np.ndarray:
         levels = [
             m.detach().permute(0, 2, 3, 1).reshape(4, -1, 4, 5).numpy() for m in dense.box_maps
         ]
         return np.concatenate(levels, axis=1)
 
+    return brute_force.kl(rows(step.student), rows(step.teacher), temperature=10).sum(-1)
+
+
+def test_localization_distillation_of_every_position(step: DistillationContext) -> None:
     assigned: Assignment = step.assignment
     scores = torch.cat([step.student.level_class_logits(i).detach() for i in range(3)], dim=1)
     weights = scores.sigmoid().max(-1).values * assigned.positive
-    each = brute_force.kl(rows(step.student), rows(step.teacher), temperature=10).sum(-1)
     # reference_images 3, four images, divisor 4, loss weight 0.25
-    expected = 0.25 * (weights.numpy() * each).sum() / 4 * 3 / 4
+    expected = 0.25 * (weights.numpy() * divergences(step)).sum() / 4 * 3 / 4
     ours = make(dict(type='LocalizationDistiller', region=dict(type='MainRegion')), step)(step)
+    assert ours.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_localization_distillation_of_all_negatives(step: DistillationContext) -> None:
+    """As published for FCOS: they count alike, and 16 divides their sum."""
+    negative = (step.assignment.valid & ~step.assignment.positive).numpy()
+    expected = 0.25 * (negative * divergences(step)).sum() / 16 * 3 / 4
+    region = dict(type='EverywhereRegion', exclude_positives=True)
+    ours = make(dict(type='LocalizationDistiller', region=region), step)(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
