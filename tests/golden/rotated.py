@@ -63,6 +63,14 @@ def _check_regions(case: Case) -> Iterator[Row]:
         yield from case.rows(ours, prefix)
 
 
+def as_written(gt_bboxes: Tensor) -> Tensor:
+    """Ground truths whose angle the region drops without changing width and height first.
+
+    The reference's were in the form of the first quarter before; a file's may have any angle.
+    """
+    return torch.cat([gt_bboxes[:, :4], torch.ones_like(gt_bboxes[:, 4:])], dim=1)
+
+
 class RotatedBatch:
     """The file's maps, read as a head's own."""
 
@@ -86,7 +94,9 @@ class RotatedBatch:
                 valid=self._valid(),
                 num_classes=self.head.num_classes,
             ),
-            gt_bboxes=[case['gt_bboxes'].view(-1, 5)[image_of_gt == i] for i in range(images)],
+            gt_bboxes=[
+                as_written(case['gt_bboxes'].view(-1, 5)[image_of_gt == i]) for i in range(images)
+            ],
         )
         for name in ('image_hw', 'gt_labels', 'const_weight_im'):
             _ = case[name]  # said by the assignment, or of what cannot be compared
