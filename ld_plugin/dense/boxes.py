@@ -120,10 +120,11 @@ def overlaps(boxes: Tensor, others: Tensor, mode: str = 'iou') -> Tensor:
 
 def overlaps_with(box: Tensor, boxes: Tensor) -> Tensor:
     """IoU of one box with M others in each of N sets, (N, 1, E) and (N, M, E) to (N, M)."""
+    around = bbox_overlaps(bounds(box), bounds(boxes))[:, 0]
     if not is_rotated(boxes):
-        return bbox_overlaps(box, boxes)[:, 0]
-    pairs = overlaps(box.expand_as(boxes).flatten(0, 1), boxes.flatten(0, 1))
-    return pairs.view(boxes.shape[:2])
+        return around
+    near = (around > 0).nonzero(as_tuple=True)  # few of many: rotated overlaps are costly
+    return torch.zeros_like(around).index_put(near, overlaps(box[near[0], 0], boxes[near]))
 
 
 def corners(boxes: Tensor) -> Tensor:
