@@ -136,7 +136,7 @@ class DistilledDetector:
         """As :meth:`observe`, of the dense head alone, and all that the teacher said."""
         if not self._has_trained:
             meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
-            self.match_classes(meta.get('classes'))
+            self.match_classes(meta.get('classes') or self._student_classes or None)
             self._has_trained = True
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader, layers = self.reader, self.teacher.head_layers
