@@ -29,6 +29,7 @@ TEACHER = 'gfl_r34_fpn_36e_bccd'
 VARIANTS = {
     'alone': 'gfl_r18_fpn_12e_bccd',
     'main LD': 'ld-main_r18-gfl-r34_fpn_12e_bccd',
+    'main LD + VLR LD': 'ld-vlr_r18-gfl-r34_fpn_12e_bccd',
     'main LD + main KD': 'ld-kd_r18-gfl-r34_fpn_12e_bccd',
     'main LD + main KD + VLR LD': 'ld_r18-gfl-r34_fpn_12e_bccd',
     'main LD + 0.1 x main KD + VLR LD': 'ld-kd1_r18-gfl-r34_fpn_12e_bccd',
