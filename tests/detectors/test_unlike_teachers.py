@@ -151,6 +151,28 @@ def test_classes_without_a_partner_carry_no_loss(tmp_path: Path) -> None:
     assert (context.assignment.matched_gts[0][star] == 1).all()
 
 
+@pytest.mark.parametrize('name', ['bckd_cls', 'rm', 'pfi', 'defeat_cls'])
+def test_no_distiller_teaches_a_class_without_a_partner(name: str, tmp_path: Path) -> None:
+    known = bckd | rm_pfi | defeat
+    model = tiny_gfl(stacked_convs=3)
+    stock = build(model, seed=7)
+    head = stock.bbox_head.gfl_cls
+    for value in (head.weight, head.bias):
+        value.data = value.data[[0, 2]]
+    checkpoint = save(stock, tmp_path / 'a.pth')
+    config = dict(model=tiny_gfl(num_classes=2, stacked_convs=3))
+    teacher = dict(config=config, checkpoint=checkpoint, classes=('circle', 'star'))
+    student = build(tiny_distilled(teacher, {name: known[name]}, model))
+    data = batch(SHAPES, objects=(3, 3))
+    for sample in data['data_samples']:
+        sample.gt_instances.labels = torch.tensor([0, 1, 2])
+    with pytest.warns(UserWarning, match=r"not distilled: \['square'\]"):
+        losses(student, data)[f'loss_{name}'].backward()
+    gradient = student.bbox_head.gfl_cls.weight.grad.flatten(1).abs().sum(1)
+    assert gradient[1] == 0
+    assert gradient[0] + gradient[2] > 0
+
+
 def with_finest_level(model: ConfigDict) -> ConfigDict:
     """Levels of stride 4 to 64: one below the student's, and none of stride 128."""
     model.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
