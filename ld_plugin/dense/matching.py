@@ -48,11 +48,6 @@ class LevelMatch:
         return cls(tuple(shared), tuple(partners[student.strides[i]] for i in shared), *counts)
 
     @property
-    def pairs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Indices of the student's levels, and of their partners."""
-        return self.student, self.teacher
-
-    @property
     def covers_student(self) -> bool:
         """Whether every level of the student's has a partner."""
         return len(self.student) == self.num_student_levels

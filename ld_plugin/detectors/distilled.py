@@ -186,14 +186,16 @@ class DistilledDetector:
         mine, theirs = self.reader.prior_shapes, self.teacher.prior_shapes
         if not mine or not theirs:
             return
+        levels = self._match.levels
         for name, distiller in self.distillers.items():
             reads = distiller.reads_of_teacher
+            if reads <= {'features', 'rois'}:
+                continue
             is_relative = 'distributions' in reads and self.spec.bin_ranges is not None
-            for level, partner in zip(*self._match.levels.pairs, strict=True):
+            for level, partner in zip(levels.student, levels.teacher, strict=True):
                 here, there = mine[level], theirs[partner]
-                if reads <= {'features', 'rois'} or not (is_relative or len(here) > 1):
-                    continue
-                if not torch.allclose(here, there, rtol=1e-3):
+                matters = is_relative or len(here) > 1
+                if matters and not torch.allclose(here, there, rtol=1e-3):
                     raise ConfigError(
                         f'model.distillers.{name}: anchors differ on the level of stride '
                         f'{self.spec.strides[level][0]}: widths and heights in strides are '
