@@ -14,6 +14,7 @@ Priors are ordered by level, row, column, anchor. The channel of class c of anch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -92,10 +93,12 @@ class DenseOutputs:
 
     Attributes:
         spec: What the maps contain.
-        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid; empty, as
-            ``box_maps``, for a teacher of which only features are asked.
+        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid; empty for a
+            teacher of which only features are asked.
         box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
-            predicts distributions.
+            predicts distributions. Of a teacher they are decoded boxes (D is E, and ``decoder``
+            leaves them as they are) where nobody reads its distributions, and empty where nobody
+            reads its boxes.
         features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.
         priors: (P, E), pixels of the network's input.
         decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)
@@ -194,13 +197,47 @@ class DenseOutputs:
 
     def decode_level(self, level: int, box_map: Tensor) -> Tensor:
         """Boxes (N, n_l, E) in pixels out of a regression map (N, A * D, H, W) of a level."""
-        rows = level_rows(box_map, self.spec.num_base_priors[level]).float()
-        start = sum(self.num_level_priors[:level])
-        here = slice(start, start + rows.shape[1])
-        priors = self.priors[here].expand(rows.shape[0], -1, -1)
-        strides = self.prior_strides[here].expand(rows.shape[0], -1, -1)
-        boxes = self.decoder(rows.flatten(0, 1), priors.flatten(0, 1), strides.flatten(0, 1))
-        return boxes.unflatten(0, rows.shape[:2])
+        boxes = self.decode_rows(box_map.movedim(1, -1), *self.level_grids(level))
+        return boxes.unflatten(0, (box_map.shape[0], -1))
+
+    def level_grids(self, level: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`decode_rows` needs: views of a level's priors, (N, H, W, A, E), and strides.
+
+        The strides are (N, H, W, A, 1), in pixels.
+        """
+        here = slice(
+            *accumulate([sum(self.num_level_priors[:level]), self.num_level_priors[level]])
+        )
+        shape = self.level_shapes[level]
+        return tuple(
+            x[here].unflatten(0, shape).expand(self.num_images, *shape, -1)
+            for x in (self.priors, self.prior_strides)
+        )
+
+    def decode_rows(self, box_map: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        """Boxes (K, E) in pixels of all priors in some rows of a level's cells.
+
+        Args:
+            box_map: The regression map with its channels last, (N, h, W, A * D).
+            priors: The same rows, h of H, of the first of :meth:`level_grids`.
+            strides: And of the second.
+        """
+        strides = strides.reshape(-1, 1)
+        rows = box_map.reshape(len(strides), -1).float()
+        return self.decoder(rows, priors.reshape(len(strides), -1), strides)
+
+    def with_decoded_boxes(self) -> 'DenseOutputs':
+        """The same, with boxes instead of what they are decoded from: less, of distributions."""
+        box_maps = [
+            self.level_boxes(level).reshape(self.num_images, *shape[:2], -1).movedim(-1, 1)
+            for level, shape in enumerate(self.level_shapes)
+        ]
+        return replace(
+            self,
+            spec=replace(self.spec, num_bins=None),
+            box_maps=box_maps,
+            decoder=lambda rows, priors, strides: rows,
+        )
 
 
 def prior_views(values: Tensor, level_shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:

@@ -37,11 +37,14 @@ class TeacherOutputs:
 
     Attributes:
         outputs: Its dense outputs.
-        sums: (M,), the float32 sum of every map of ``outputs``; not finite where an element is not.
+        maps: What each of its M maps was, for messages.
+        sums: (M, N), the float32 sum of every map for every image; not finite where an element is
+            not.
         neck: The neck's levels, for its RoI head.
     """
 
     outputs: DenseOutputs
+    maps: Sequence[str]
     sums: Tensor
     neck: Sequence[Tensor]
 
@@ -55,18 +58,11 @@ class TeacherOutputs:
             raise NonFiniteTeacherError(self._where())
 
     def _where(self) -> str:
-        kinds = dict(
-            class_logits=self.outputs.class_maps,
-            box_logits=self.outputs.box_maps,
-            quality_logits=self.outputs.quality_maps,
-            features=self.outputs.features,
-        )
         found = [
-            f'{kind} of level {level}, image {image}'
-            for kind, maps in kinds.items()
-            for level, level_map in enumerate(maps)
-            for image, one in enumerate(level_map)
-            if not one.isfinite().all()
+            f'{name}, image {image}'
+            for name, images in zip(self.maps, self.sums.isfinite().tolist(), strict=True)
+            for image, is_finite in enumerate(images)
+            if not is_finite
         ]
         return _non_finite(found)
 
@@ -327,15 +323,16 @@ class FrozenTeacher:
         if self.head_layers:
             head_features = self._reader.head_features(record, self.head_layers)
             outputs = replace(outputs, head_features=head_features, rest_of_head=self._rest_of_head)
-        outputs = rescaled(outputs, self.image_scale)
-        maps = [
-            *outputs.class_maps,
-            *outputs.box_maps,
-            *outputs.quality_maps,
-            *outputs.features,
-        ]
-        sums = torch.stack([m.sum(dtype=torch.float32) for m in maps])
-        return TeacherOutputs(outputs, sums, features if 'rois' in self.reads else ())
+        kinds = dict(
+            class_logits=outputs.class_maps,
+            box_logits=outputs.box_maps,
+            quality_logits=outputs.quality_maps,
+            features=outputs.features,
+        )
+        maps = {f'{kind} of level {i}': m for kind, ms in kinds.items() for i, m in enumerate(ms)}
+        sums = torch.stack([m.sum((1, 2, 3), dtype=torch.float32) for m in maps.values()])
+        outputs = self._with_boxes_as_read(rescaled(outputs, self.image_scale))
+        return TeacherOutputs(outputs, tuple(maps), sums, features if 'rois' in self.reads else ())
 
     @torch.no_grad()
     def classify_rois(self, outputs: TeacherOutputs, stage: int, rois: Tensor) -> Tensor:
@@ -360,6 +357,15 @@ class FrozenTeacher:
             images = rois[~finite, 0].int().unique().tolist()
             raise NonFiniteTeacherError(_non_finite(f'{what}, image {i}' for i in images))
         return logits
+
+    def _with_boxes_as_read(self, outputs: DenseOutputs) -> DenseOutputs:
+        """Without what takes memory until the student's forward pass is over, and nobody reads."""
+        if 'distributions' in self.reads or self.head_layers or not outputs.box_maps:
+            return outputs
+        if 'boxes' not in self.reads:
+            return replace(outputs, box_maps=())
+        with torch.autocast(self.device.type, enabled=False):
+            return outputs.with_decoded_boxes()
 
     @property
     def _is_low_precision(self) -> bool:

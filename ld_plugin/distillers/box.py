@@ -14,13 +14,15 @@ from mmdet.models.losses import (
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..dense import DistillationContext, HeadSpec
+from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
-from ..losses import eager_gradient
+from ..losses import eager_gradient, pieces_of
 from ..regions.geometry import general_instance_scores, level_instance_scores
 from ..registry import DISTILLERS
 from .base import Distiller
+
+_PER_PRIOR = 16  # numbers that decoding and comparing boxes makes of each
 
 OF_HORIZONTAL_BOXES = (BoundedIoULoss, CIoULoss, DIoULoss, EIoULoss, GIoULoss, IoULoss)
 
@@ -85,16 +87,7 @@ class BoxDistiller(Distiller):
             views = student.class_views[level], teacher.class_views[level]
             differences, _ = level_instance_scores(*views)
         weights = prior_views(weights, selection.shapes)[level] * differences
-
-        def weighted_sum(box_map: Tensor) -> Tensor:
-            return weighted_box_loss(
-                self.loss,
-                student.decode_level(level, box_map).flatten(0, 1),
-                teacher.level_boxes(level).flatten(0, 1),
-                weights.movedim(1, -1).flatten(),
-            )
-
-        return eager_gradient(weighted_sum, student.box_maps[level])
+        return level_box_loss(self.loss, student, teacher, level, weights)
 
     @staticmethod
     def _levels(context: DistillationContext) -> int:
@@ -113,6 +106,37 @@ def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
             f"{student.name} predicts rotated ones. Expected dict(type='BoxLoss'), or a loss of "
             "MMRotate's such as dict(type='mmrotate.GDLoss', loss_type='kld')."
         )
+
+
+def level_box_loss(
+    loss: nn.Module, student: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+) -> Tensor:
+    """The weighted sum of a stock loss over all priors of a level.
+
+    Args:
+        loss: A regression loss out of MMDetection's ``MODELS``.
+        student: Carries the gradient.
+        teacher: With the same priors.
+        level: Which.
+        weights: (N, A, H, W).
+    """
+
+    def of_rows(box_map: Tensor, reference: Tensor, weights: Tensor, *grids: Tensor) -> Tensor:
+        boxes = student.decode_rows(box_map, *grids[:2])
+        references = teacher.decode_rows(reference, *grids[2:])
+        return weighted_box_loss(loss, boxes, references, weights.flatten())
+
+    box_map = student.box_maps[level].movedim(1, -1)
+    weights = weights.movedim(1, -1)
+    return eager_gradient(
+        of_rows,
+        box_map,
+        teacher.box_maps[level].movedim(1, -1),
+        weights,
+        *student.level_grids(level),
+        *teacher.level_grids(level),
+        pieces=pieces_of(box_map, _PER_PRIOR * weights.numel()),
+    )
 
 
 def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

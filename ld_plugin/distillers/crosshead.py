@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.head_features import HeadFeatures
-from ..dense.outputs import level_rows, prior_views
+from ..dense.outputs import prior_views
 from ..errors import ConfigError
-from ..losses import DistillationLoss, eager_gradient, standardized
+from ..losses import DistillationLoss, eager_gradient, pieces_of, standardized
 from ..losses.functional import at_least_float32
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, check_equal
-from .box import check_box_loss, weighted_box_loss
+from .box import check_box_loss, level_box_loss
 from .classification import ClassificationDistiller
 from .schedules import Schedule
 
@@ -142,9 +142,7 @@ class CrossHeadDistiller(Distiller):
     def _boxes(self, crossed: DistillationContext) -> Tensor:
         weights = self.box_weights(crossed)
         total = sum(
-            self._level_boxes(
-                crossed.student, crossed.teacher, level, weight.movedim(1, -1).flatten()
-            )
+            self._level_boxes(crossed.student, crossed.teacher, level, weight)
             for level, weight in enumerate(weights)
         )
         divisor = reduce_mean(sum(weight.sum() for weight in weights))
@@ -153,20 +151,18 @@ class CrossHeadDistiller(Distiller):
     def _level_boxes(
         self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
     ) -> Tensor:
-        """The weighted sum over the priors of a level; weights (N * n_l,)."""
+        """The weighted sum over the priors of a level; weights (N, A, H, W)."""
+        spec = teacher.spec
+        if spec.num_bins is None:
+            return level_box_loss(self.box_loss, crossed, teacher, level, weights)
 
-        def of_distributions(box_map: Tensor) -> Tensor:
-            rows = (_distributions(x, teacher.spec, level) for x in (box_map, reference))
+        def of_rows(box_map: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+            sides = (x.reshape(-1, spec.box_dim, spec.num_bins) for x in (box_map, reference))
             # the sides are averaged, the priors added up
-            return self.box_loss(*rows, weight=weights[:, None], avg_factor=teacher.spec.box_dim)
+            return self.box_loss(*sides, weight=weights.reshape(-1, 1), avg_factor=spec.box_dim)
 
-        def of_boxes(box_map: Tensor) -> Tensor:
-            boxes = (teacher.decode_level(level, x).flatten(0, 1) for x in (box_map, reference))
-            return weighted_box_loss(self.box_loss, *boxes, weights)
-
-        reference = teacher.box_maps[level]
-        compare = of_boxes if teacher.spec.num_bins is None else of_distributions
-        return eager_gradient(compare, crossed.box_maps[level])
+        maps = [x.box_maps[level].movedim(1, -1) for x in (crossed, teacher)]
+        return eager_gradient(of_rows, *maps, weights.movedim(1, -1), pieces=pieces_of(maps[0]))
 
 
 def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
@@ -188,9 +184,3 @@ def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
     deviation = teacher.var(over, correction=min(rows - 1, 1), keepdim=True).sqrt()
     normal = standardized(student.movedim(1, -1)).movedim(-1, 1)
     return normal * deviation + teacher.mean(over, keepdim=True)
-
-
-def _distributions(box_map: Tensor, spec: HeadSpec, level: int) -> Tensor:
-    """(N * n_l, E, B), logits of the sides' distributions out of a regression map."""
-    rows = level_rows(box_map, spec.num_base_priors[level]).flatten(0, 1)
-    return rows.unflatten(-1, (spec.box_dim, spec.num_bins))

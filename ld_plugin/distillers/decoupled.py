@@ -86,10 +86,8 @@ class DecoupledFeatureDistiller(FeatureDistiller):
         ) / (2 * len(objects))
 
     def _of_level(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        target = teacher.movedim(1, -1)
-        return eager_gradient(
-            lambda x: self.loss(x.movedim(1, -1), target, weight, avg_factor=1.0),
-            self.adapter(at_least_float32(student)),
+        return self.eager_loss(
+            self.adapter(at_least_float32(student)), teacher, weight, avg_factor=1.0
         )
 
 

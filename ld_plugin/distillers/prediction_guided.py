@@ -80,13 +80,12 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
     ) -> Tensor:
         student, teacher = context.student, context.teacher
         logits = student.class_views[level], teacher.class_views[level]  # (N, A, H, W, C)
-        adapted = self.adapter(at_least_float32(student.features[level])).movedim(1, -1)
-        target = teacher.features[level].movedim(1, -1)
+        features = self.adapter(at_least_float32(student.features[level])), teacher.features[level]
         anchors, pieces = logits[0].shape[1], pieces_of(logits[0])
 
         # the product rule: each factor is differentiated while the other one stands still
         with torch.no_grad():
-            errors = self.loss.loss_weight * self.loss.elementwise(adapted, target) * mask / count
+            errors = self.loss.loss_weight * self.errors(*features) * mask / count
             cut = zip(*(x.chunk(pieces, dim=1) for x in logits), strict=True)
             differences = sum(self._differences(*piece).sum(1) for piece in cut) / anchors
         of_logits = eager_gradient(
@@ -95,9 +94,7 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
             (errors / anchors)[:, None].expand(-1, anchors, -1, -1),
             pieces=pieces,
         )
-        of_features = eager_gradient(
-            lambda x: self.loss(x, target, differences * mask, avg_factor=count), adapted
-        )
+        of_features = self.eager_loss(*features, differences * mask, avg_factor=count)
         return of_logits + of_features - of_features.detach()
 
     def _differences(self, student: Tensor, teacher: Tensor) -> Tensor:

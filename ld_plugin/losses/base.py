@@ -1,6 +1,7 @@
 """What every distillation loss shares: a weight, and the reduction of MMDetection's losses."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor, nn
@@ -26,7 +27,14 @@ class WeightedLoss(nn.Module):
 
 
 class DistillationLoss(WeightedLoss, ABC):
-    """Base of the losses that compare rows; a subclass says only how one differs from another."""
+    """Base of the losses that compare rows; a subclass says only how one differs from another.
+
+    Attributes:
+        rows_are_independent: Whether the loss of a row depends on that row alone, so that many rows
+            may be given in pieces.
+    """
+
+    rows_are_independent: ClassVar[bool] = True
 
     @abstractmethod
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -31,13 +31,17 @@ def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int
     return _EagerGradient.apply(function, pieces, *inputs)
 
 
-def pieces_of(class_view: Tensor) -> int:
-    """In how many pieces to look at the class logits of a level, (N, A, H, W, C).
+def pieces_of(level: Tensor, numbers: int = 0) -> int:
+    """In how many pieces along dimension 1 to look at a level.
 
-    Temporaries of a million elements are few megabytes, and keep a GPU busy. Of nine anchors and
-    eighty classes a level has many times as many.
+    Temporaries of half a million numbers are two megabytes, and keep a GPU busy. The logits of nine
+    anchors and eighty classes are many times as many.
+
+    Args:
+        level: Such as logits (N, A, H, W, C), or features (N, H, W, F).
+        numbers: How many a temporary has, if more than the level.
     """
-    return min(class_view.shape[1], max(1, class_view.numel() >> 20))
+    return min(level.shape[1], max(1, max(level.numel(), numbers) >> 19))
 
 
 class _EagerGradient(torch.autograd.Function):

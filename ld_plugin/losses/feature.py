@@ -38,6 +38,8 @@ class PearsonFeatureLoss(DistillationLoss):
         loss_weight: Factor of the whole loss. Published: 6.
     """
 
+    rows_are_independent = False
+
     def __init__(self, loss_weight: float = 6.0) -> None:
         super().__init__(loss_weight)
 

@@ -188,6 +188,17 @@ def test_boxes_at_positions_are_the_same_as_boxes_of_levels(
     assert torch.equal(outputs.class_logits(at), rows)
 
 
+def test_decoded_boxes_stand_for_what_they_are_decoded_from(
+    head: BaseDenseHead, features: list[Tensor]
+) -> None:
+    outputs = read(head, features)
+    decoded = outputs.with_decoded_boxes()
+    assert torch.equal(all_boxes(decoded), all_boxes(outputs))
+    rows = [decoded.level_boxes(level).flatten(0, 1) for level in range(len(features))]
+    assert torch.equal(decoded.boxes(everything(outputs)), torch.cat(rows))
+    assert decoded.spec.num_bins is None
+
+
 def test_boxes_and_logits_carry_a_gradient(head: BaseDenseHead, features: list[Tensor]) -> None:
     features = [level.requires_grad_() for level in features]
     outputs = read(head, features)

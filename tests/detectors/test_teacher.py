@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin import NonFiniteTeacherError
 from ld_plugin.detectors import FrozenTeacher
-from ld_plugin.recipes import imitation_everywhere, imitation_gi, ld_kd, ld_main
+from ld_plugin.recipes import bckd, defeat, imitation_everywhere, imitation_gi, ld_kd, ld_main
 from tests.families import tiny
 from tests.models import GFL, batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
@@ -320,8 +320,9 @@ def test_teacher_that_outputs_nan_stops_the_training(parameter: str, place: str)
     assert 'model.teacher.checkpoint' in str(error.value)
 
 
-def test_message_names_the_one_bad_image_and_level() -> None:
-    model = build(tiny_distilled(distillers=ld_main))
+@pytest.mark.parametrize('recipe', [ld_main, bckd, defeat], ids=['ld_main', 'bckd', 'defeat'])
+def test_message_names_the_one_bad_image_and_level(recipe: dict) -> None:
+    model = build(tiny_distilled(distillers=recipe))
     prepared = model.data_preprocessor(batch([(64, 64)] * 3, [1] * 3), training=True)
 
     def spoil(head: nn.Module, args: tuple, outs: tuple) -> None:
@@ -330,6 +331,27 @@ def test_message_names_the_one_bad_image_and_level() -> None:
     model.teacher._model.bbox_head.register_forward_hook(spoil)
     with pytest.raises(NonFiniteTeacherError, match=r': box_logits of level 2, image 1 \(counted'):
         model(**prepared, mode='loss')
+
+
+@pytest.mark.parametrize(
+    ('distillers', 'width'),
+    [
+        (ld_main, 4 * 17),
+        (ld_main | bckd, 4 * 17),
+        (dict(cross=dict(type='CrossHeadDistiller', layer=0)), 4 * 17),
+        (bckd, 4),
+        (imitation_gi, 4),
+        (defeat, None),
+        (ld_kd | defeat, 4 * 17),
+    ],
+)
+def test_boxes_are_kept_as_far_as_they_are_read(distillers: dict, width: int | None) -> None:
+    model = build(tiny_distilled(distillers=distillers))
+    prepared = model.data_preprocessor(batch(), training=True)
+    _, context = model.observe(prepared['inputs'], prepared['data_samples'])
+    widths = {level.shape[1] for level in context.teacher.box_maps}
+    assert widths == (set() if width is None else {width})
+    assert context.teacher.class_maps
 
 
 def test_quality_logits_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""Nine anchors of many classes must not cost copies of both models' class logits."""
+"""Nine anchors of many classes must not cost copies of both models' maps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,15 +15,15 @@ from ld_plugin.dense import Assignment, DistillationContext
 from ld_plugin.distillers import build_distillers
 from tests.contexts import outputs
 
-ANCHORS, CLASSES, SIDE = 9, 80, 100
-LOGITS = ANCHORS * CLASSES * SIDE**2 * 4  # bytes
+ANCHORS, SIDE = 9, 100
 
 
 class LargeTensors(TorchDispatchMode):
-    """Counts memory taken for tensors of at least half of the level's logits."""
+    """Counts memory taken for tensors of at least half of one of the level's maps."""
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
+    def __init__(self, known: Sequence[Tensor], level_map: Tensor) -> None:
         super().__init__()
+        self.least = level_map.untyped_storage().nbytes() / 2
         self.seen = {x.untyped_storage().data_ptr() for x in known}
         self.kept: list[Tensor] = []  # so that no address is given out twice
         self.names: list[str] = []
@@ -31,7 +31,7 @@ class LargeTensors(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         for x in found if isinstance(found, tuple | list) else [found]:
-            if not isinstance(x, Tensor) or x.untyped_storage().nbytes() < LOGITS / 2:
+            if not isinstance(x, Tensor) or x.untyped_storage().nbytes() < self.least:
                 continue
             address = x.untyped_storage().data_ptr()
             if address not in self.seen:
@@ -41,17 +41,23 @@ class LargeTensors(TorchDispatchMode):
         return found
 
 
-def large_step() -> DistillationContext:
+def large_step(classes: int, channels: int) -> DistillationContext:
     """One level of nine anchors, every cell's alike, with one object."""
     small = outputs(1, ANCHORS)
-    spec = replace(small.spec, strides=((8, 8),), num_base_priors=(ANCHORS,), num_classes=CLASSES)
+    spec = replace(
+        small.spec,
+        strides=((8, 8),),
+        num_base_priors=(ANCHORS,),
+        num_classes=classes,
+        feature_channels=channels,
+    )
     generator = torch.Generator().manual_seed(0)
 
-    def maps(channels: int) -> list[Tensor]:
-        return [torch.randn(1, channels, SIDE, SIDE, generator=generator)]
+    def maps(width: int) -> list[Tensor]:
+        return [torch.randn(1, width, SIDE, SIDE, generator=generator)]
 
     def dense(requires_grad: bool) -> Any:
-        class_maps, box_maps, features = maps(ANCHORS * CLASSES), maps(ANCHORS * 20), maps(2)
+        class_maps, box_maps, features = maps(ANCHORS * classes), maps(ANCHORS * 20), maps(channels)
         for level_map in (*class_maps, *box_maps, *features):
             level_map.requires_grad_(requires_grad)
         return replace(
@@ -64,14 +70,14 @@ def large_step() -> DistillationContext:
             priors=torch.tensor([[0.0, 0, 64, 64]]).repeat(ANCHORS * SIDE**2, 1),
         )
 
-    labels = torch.full((1, ANCHORS * SIDE**2), CLASSES)
+    labels = torch.full((1, ANCHORS * SIDE**2), classes)
     labels[0, :5] = 7
     valid = torch.ones_like(labels, dtype=torch.bool)
     positive_gts = [torch.zeros(5, dtype=torch.long)]
     return DistillationContext(
         student=dense(True),
         teacher=dense(False),
-        assignment=Assignment(labels, valid.float(), valid, CLASSES, positive_gts),
+        assignment=Assignment(labels, valid.float(), valid, classes, positive_gts),
         gt_bboxes=[torch.tensor([[0.0, 0, 60, 60]])],
     )
 
@@ -85,14 +91,34 @@ def prepared(recipe: str, step: DistillationContext) -> Callable[[], Tensor]:
     return lambda: sum(distiller(step) for distiller in distillers.values())
 
 
+def large_tensors(recipe: str, step: DistillationContext, maps: str) -> list[str]:
+    """What makes tensors of the size of these maps while the losses are computed."""
+    loss = prepared(recipe, step)
+    known = [*getattr(step.student, maps), *getattr(step.teacher, maps)]
+    with LargeTensors(known, known[0]) as large:
+        value = loss()
+    assert value > 0
+    return large.names
+
+
 @pytest.mark.parametrize(
     ('recipe', 'gradients'),
     [('bckd', 1), ('rm_pfi', 1), ('defeat', 1), ('imitation_gi', 0), ('ld_full', 1)],
 )
 def test_one_gradient_is_all_that_is_as_large_as_the_logits(recipe: str, gradients: int) -> None:
-    step = large_step()
-    loss = prepared(recipe, step)
-    with LargeTensors([*step.student.class_maps, *step.teacher.class_maps]) as large:
-        value = loss()
-    assert value > 0
-    assert len(large.names) <= gradients, large.names
+    found = large_tensors(recipe, large_step(classes=80, channels=2), 'class_maps')
+    assert len(found) <= gradients, found
+
+
+def test_boxes_of_a_level_are_decoded_in_pieces() -> None:
+    found = large_tensors('bckd', large_step(classes=2, channels=2), 'box_maps')
+    assert len(found) <= 1, found
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'others'),
+    [('rm_pfi', 0), ('fitnet', 0), ('defeat', 1)],  # the output of DeFeat's adapter
+)
+def test_one_gradient_is_all_that_is_as_large_as_the_features(recipe: str, others: int) -> None:
+    found = large_tensors(recipe, large_step(classes=2, channels=256), 'features')
+    assert len(found) <= 1 + others, found
