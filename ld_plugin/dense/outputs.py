@@ -14,7 +14,6 @@ Priors are ordered by level, row, column, anchor. The channel of class c of anch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -205,9 +204,8 @@ class DenseOutputs:
 
         The strides are (N, H, W, A, 1), in pixels.
         """
-        here = slice(
-            *accumulate([sum(self.num_level_priors[:level]), self.num_level_priors[level]])
-        )
+        start = sum(self.num_level_priors[:level])
+        here = slice(start, start + self.num_level_priors[level])
         shape = self.level_shapes[level]
         return tuple(
             x[here].unflatten(0, shape).expand(self.num_images, *shape, -1)

@@ -71,7 +71,7 @@ def large_step(classes: int, channels: int) -> DistillationContext:
         )
 
     labels = torch.full((1, ANCHORS * SIDE**2), classes)
-    labels[0, :5] = 7
+    labels[0, :5] = 1
     valid = torch.ones_like(labels, dtype=torch.bool)
     positive_gts = [torch.zeros(5, dtype=torch.long)]
     return DistillationContext(
