@@ -94,8 +94,9 @@ def prepared(recipe: str, step: DistillationContext) -> Callable[[], Tensor]:
 def large_tensors(recipe: str, step: DistillationContext, maps: str) -> list[str]:
     """What makes tensors of the size of these maps while the losses are computed."""
     loss = prepared(recipe, step)
-    known = [*getattr(step.student, maps), *getattr(step.teacher, maps)]
-    with LargeTensors(known, known[0]) as large:
+    both = step.student, step.teacher
+    known = [m for d in both for m in (*d.class_maps, *d.box_maps, *d.features)]
+    with LargeTensors(known, getattr(step.student, maps)[0]) as large:
         value = loss()
     assert value > 0
     return large.names
