@@ -59,14 +59,14 @@ class Positions:
 
     def gather_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Read maps (N, A * D, H, W) at the positions: per level (K_l, D)."""
-        rows = []
-        for level_map, (_, _, num_base_priors), index in zip(
-            maps, self.shapes, self.indices, strict=True
-        ):
-            image, row, column, anchor = index.unbind(1)
-            by_anchor = level_map.unflatten(1, (num_base_priors, -1))
-            rows.append(by_anchor[image, anchor, :, row, column])
-        return rows
+        levels = range(len(self.shapes))
+        return [self.gather_level(*pair) for pair in zip(levels, maps, strict=True)]
+
+    def gather_level(self, level: int, level_map: Tensor) -> Tensor:
+        """Read the map (N, A * D, H, W) of a level at its positions: (K_l, D)."""
+        image, row, column, anchor = self.indices[level].unbind(1)
+        by_anchor = level_map.unflatten(1, (self.shapes[level][2], -1))
+        return by_anchor[image, anchor, :, row, column]
 
     def take(self, values: Tensor) -> Tensor:
         """Read values (N, P, ...) at the positions: (K, ...)."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..dense import DistillationContext, HeadSpec
+from ..dense import DistillationContext, HeadSpec, Positions
 from ..dense.positions import mean_counts
 from ..losses import eager_gradient, pieces_of
 from ..losses.functional import at_least_float32
@@ -46,36 +46,31 @@ class FeatureDistiller(Distiller):
         self.adapter = nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1)
 
     def distill(self, context: DistillationContext) -> Tensor:
-        if self.region.whole_levels and self.loss.rows_are_independent:
-            return self._on_whole_levels(context)
-        at = context.select(self.region).cells
+        selection = context.select(self.region)
         # the adapter's weights are float32; under mixed precision the features are not
-        features = [at_least_float32(level) for level in context.student.features]
-        counts = at.mean_level_counts
-        levels = zip(
-            at.gather_levels([self.adapter(level) for level in features]),
-            at.gather_levels(context.teacher.features),
-            counts.where(counts > 0, 1),
-            strict=True,
-        )
-        return sum(
-            eager_gradient(lambda *rows, n=count: self.loss(*rows, avg_factor=n), student, teacher)
-            for student, teacher, count in levels
-        )
+        features = [self.adapter(at_least_float32(level)) for level in context.student.features]
+        if self.region.whole_levels and self.loss.rows_are_independent:
+            masks = selection.cell_masks
+            levels = zip(features, context.teacher.features, masks, mean_counts(masks), strict=True)
+            return sum(self.eager_loss(*maps, mask.float(), n) for *maps, mask, n in levels)
+        counts = selection.cells.mean_level_counts
+        levels = zip(features, context.teacher.features, counts.where(counts > 0, 1), strict=True)
+        return sum(self._at(selection.cells, number, *level) for number, level in enumerate(levels))
 
-    def _on_whole_levels(self, context: DistillationContext) -> Tensor:
-        masks = context.select(self.region).cell_masks
-        levels = zip(
-            context.student.features,
-            context.teacher.features,
-            masks,
-            mean_counts(masks),
-            strict=True,
-        )
-        return sum(
-            self.eager_loss(self.adapter(at_least_float32(student)), teacher, mask.float(), count)
-            for student, teacher, mask, count in levels
-        )
+    def _at(
+        self, cells: Positions, level: int, student: Tensor, teacher: Tensor, count: Tensor
+    ) -> Tensor:
+        """The loss of a level's selected cells."""
+        width = student.shape[1]
+
+        def of_channels(*maps: Tensor) -> Tensor:
+            rows = (cells.gather_level(level, x) for x in maps)
+            return self.loss(*rows, avg_factor=count) * (maps[0].shape[1] / width)
+
+        if not self.region.whole_levels:
+            return of_channels(student, teacher)  # of few cells, what autograd keeps is less
+        pieces = pieces_of(student) if self.loss.channels_are_independent else 1
+        return eager_gradient(of_channels, student, teacher, pieces=pieces)
 
     def eager_loss(
         self, student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float

@@ -32,9 +32,12 @@ class DistillationLoss(WeightedLoss, ABC):
     Attributes:
         rows_are_independent: Whether the loss of a row depends on that row alone, so that many rows
             may be given in pieces.
+        channels_are_independent: Whether the loss of several channels is the mean of what each of
+            them gives alone.
     """
 
     rows_are_independent: ClassVar[bool] = True
+    channels_are_independent: ClassVar[bool] = False
 
     @abstractmethod
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Compute a loss together with its gradient, so that nothing else is kept for the backward pass."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,10 +39,10 @@ def pieces_of(level: Tensor, numbers: int = 0) -> int:
     anchors and eighty classes are many times as many.
 
     Args:
-        level: Such as logits (N, A, H, W, C), or features (N, H, W, F).
+        level: Such as logits (N, A, H, W, C), or features (N, H, W, F) or (N, F, H, W).
         numbers: How many a temporary has, if more than the level.
     """
-    return min(level.shape[1], max(1, max(level.numel(), numbers) >> 19))
+    return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / 2**19))
 
 
 class _EagerGradient(torch.autograd.Function):

@@ -39,6 +39,7 @@ class PearsonFeatureLoss(DistillationLoss):
     """
 
     rows_are_independent = False
+    channels_are_independent = True
 
     def __init__(self, loss_weight: float = 6.0) -> None:
         super().__init__(loss_weight)

@@ -118,7 +118,7 @@ def test_boxes_of_a_level_are_decoded_in_pieces() -> None:
 
 @pytest.mark.parametrize(
     ('recipe', 'others'),
-    [('rm_pfi', 0), ('fitnet', 0), ('defeat', 1)],  # the output of DeFeat's adapter
+    [('rm_pfi', 0), ('fitnet', 0), ('pkd', 0), ('defeat', 1)],  # the output of DeFeat's adapter
 )
 def test_one_gradient_is_all_that_is_as_large_as_the_features(recipe: str, others: int) -> None:
     found = large_tensors(recipe, large_step(classes=2, channels=256), 'features')
