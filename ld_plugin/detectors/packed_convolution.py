@@ -19,17 +19,22 @@ _DTYPES = torch.float32, torch.bfloat16  # fp16 has no packed kernel
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution that is not trained, and keeps its weights reordered while that pays.
+    """A convolution that is not trained, and keeps its weights reordered.
 
-    The best layout depends on the size of the input, and another one is slower than none. So the
-    weights are packed when a size comes a second time in succession, as it does where all images
-    are of one size, and are plain again when another one comes, as in a head that is called with
-    one level after the other. They are never held twice. On other devices than a processor, and
-    where a gradient goes through it, this is an ordinary convolution.
+    The best layout may depend on the size of the input: each size that comes is asked once which
+    one it wants, and the weights are reordered if that is another one. They are never held twice.
+    On other devices than a processor this is an ordinary convolution, and so it is, from then on,
+    where a gradient goes through it.
+
+    Attributes:
+        packed: The reordered weights; while there are none, ``weight`` holds the plain ones.
+        sizes: Of inputs, for which they are in the best order.
+        stays_plain: Whether they are not to be reordered.
     """
 
     packed: Tensor | None
-    last_size: torch.Size | None
+    sizes: set[torch.Size]
+    stays_plain: bool
 
     @classmethod
     def convert(cls, conv: nn.Conv2d) -> None:
@@ -38,7 +43,8 @@ class PackedConv2d(nn.Conv2d):
         if _has_kernel() and plain and conv.weight.dtype in _DTYPES:
             conv.__class__ = cls
             conv.register_buffer('packed', None, persistent=False)
-            conv.last_size = None
+            conv.sizes = set()
+            conv.stays_plain = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._has_kernel_for(x):
@@ -66,16 +72,14 @@ class PackedConv2d(nn.Conv2d):
             return False
         if x.requires_grad and torch.is_grad_enabled():
             self.unpack()
+            self.stays_plain = True
             return False
         return True
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
         """Input, weights, bias and geometry for the kernel."""
         x = x.to(self.weight.dtype)
-        if x.shape != self.last_size:
-            self.unpack()
-            self.last_size = x.shape
-        elif self.packed is None:
+        if not (self.stays_plain or (self.packed is not None and x.shape in self.sizes)):
             self._pack(x.shape)
         weight = self.weight if self.packed is None else self.packed
         return x, weight, self.bias, self.padding, self.stride, self.dilation, self.groups
@@ -88,15 +92,20 @@ class PackedConv2d(nn.Conv2d):
             self.packed = None
 
     def _pack(self, input_size: torch.Size) -> None:
-        self.packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
-            self.weight.to_mkldnn(self.weight.dtype),
+        held = self.packed
+        packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+            self.weight.to_mkldnn(self.weight.dtype) if held is None else held,
             self.padding,
             self.stride,
             self.dilation,
             self.groups,
             input_size,
         )
-        self.weight.data = self.weight.new_empty(0)
+        if held is None or not torch.equal(_layout(packed), _layout(held)):
+            self.packed = packed
+            self.sizes = set()
+            self.weight.data = self.weight.new_empty(0)
+        self.sizes.add(input_size)
 
     # whoever copies, pickles or saves it gets plain weights
 
@@ -110,10 +119,16 @@ class PackedConv2d(nn.Conv2d):
 
 
 def _has_kernel() -> bool:
-    # the one that compiled models run; PyTorch registers it, but does not document it
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, '_convolution_pointwise'
+    # those that compiled models run; PyTorch registers them, but does not document them
+    names = '_convolution_pointwise', '_get_mkldnn_serialized_md'
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
     )
+
+
+def _layout(packed: Tensor) -> Tensor:
+    """In which order its elements are, as bytes that can be compared."""
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
 
 
 def fuse_activations(model: nn.Module) -> None:

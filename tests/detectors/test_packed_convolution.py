@@ -1,6 +1,7 @@
 """Packed convolutions: the same numbers, without the plain weights and in fewer passes."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from ld_plugin.detectors import packed_convolution
 from ld_plugin.detectors.packed_convolution import PackedConv2d, fuse_activations
 
 GEOMETRIES = [
@@ -45,15 +47,14 @@ def image(channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_equals_the_ordinary_convolution(geometry: dict, dtype: torch.dtype) -> None:
     plain, packed = convolutions(geometry, dtype)
     x = image(geometry['in_channels'], dtype)
-    for _ in range(3):  # the second call packs
+    for _ in range(2):
         torch.testing.assert_close(packed(x), plain(x))
     y = packed(image(geometry['in_channels'])[:1, :, :5, :4].to(dtype))
     torch.testing.assert_close(y, plain(image(geometry['in_channels'])[:1, :, :5, :4].to(dtype)))
 
 
 def pack(conv: PackedConv2d) -> None:
-    for _ in range(2):
-        conv(image(8))
+    conv(image(8))
     assert conv.packed is not None
 
 
@@ -68,12 +69,28 @@ def test_the_plain_weights_are_given_up_and_come_back() -> None:
     torch.testing.assert_close(packed(image(8)), plain(image(8)))
 
 
-def test_another_size_unpacks() -> None:
+def test_sizes_that_want_the_same_layout_share_it() -> None:
     plain, packed = convolutions(GEOMETRIES[1])
     pack(packed)
+    held = packed.packed
     x = image(8)[:, :, :7]
-    torch.testing.assert_close(packed(x), plain(x))
-    assert packed.packed is None
+    for y in (x, image(8), x):
+        torch.testing.assert_close(packed(y), plain(y))
+    assert packed.packed is held
+    assert packed.sizes == {x.shape, image(8).shape}
+
+
+def test_sizes_that_want_other_layouts_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, packed = convolutions(GEOMETRIES[1])
+    pack(packed)
+    answers = itertools.count()  # never the same
+    monkeypatch.setattr(packed_convolution, '_layout', lambda _: torch.tensor(next(answers)))
+    x = image(8)[:, :, :7]
+    for y in (x, image(8), x):
+        torch.testing.assert_close(packed(y), plain(y))
+        assert packed.sizes == {y.shape}
+    packed.unpack()
+    assert torch.equal(packed.weight, plain.weight)
 
 
 def test_gradient_goes_through_plain_weights() -> None:
@@ -82,6 +99,8 @@ def test_gradient_goes_through_plain_weights() -> None:
     x = image(8).requires_grad_()
     expected, found = (torch.autograd.grad(c(x).square().sum(), x)[0] for c in (plain, packed))
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(packed(image(8)), plain(image(8)))
+    assert packed.packed is None  # it need not be reordered back in every step
 
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
