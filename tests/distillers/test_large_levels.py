@@ -12,8 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld_plugin import recipes
 from ld_plugin.dense import Assignment, DistillationContext
-from ld_plugin.distillers import build_distillers
-from tests.contexts import outputs
+from ld_plugin.distillers import (
+    box,
+    build_distillers,
+    classification,
+    crosshead,
+    decoupled,
+    feature,
+    prediction_guided,
+)
+from ld_plugin.regions import geometry
+from tests.contexts import context, outputs
 
 ANCHORS, SIDE = 9, 100
 
@@ -123,3 +132,28 @@ def test_boxes_of_a_level_are_decoded_in_pieces() -> None:
 def test_one_gradient_is_all_that_is_as_large_as_the_features(recipe: str, others: int) -> None:
     found = large_tensors(recipe, large_step(classes=2, channels=256), 'features')
     assert len(found) <= 1 + others, found
+
+
+LOOKING_IN_PIECES = box, classification, crosshead, decoupled, feature, prediction_guided, geometry
+
+
+@pytest.mark.parametrize(
+    'recipe', ['bckd', 'rm_pfi', 'fitnet', 'pkd', 'defeat', 'imitation_gi', 'ld_full']
+)
+def test_pieces_change_neither_loss_nor_gradient(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = context(priors_per_cell=2)
+    student = step.student
+    maps = [*student.class_maps, *student.box_maps, *student.features]
+
+    def measured() -> list[Tensor]:
+        torch.manual_seed(0)  # of adapters
+        value = prepared(recipe, step)()
+        return [value, *torch.autograd.grad(value, maps, allow_unused=True, materialize_grads=True)]
+
+    whole = measured()
+    for module in LOOKING_IN_PIECES:
+        monkeypatch.setattr(module, 'pieces_of', lambda level, numbers=0: level.shape[1])
+    for found, expected in zip(measured(), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
