@@ -50,6 +50,17 @@ class Tower:
         """The modules that the features after ``layer`` convolutions enter, level after level."""
         return [stack[layer - 1].activate for stack in self._stacks]
 
+    @property
+    def keeps_width(self) -> bool:
+        """Whether what leaves the convolutions has the width of what enters them."""
+        return bool(self.channels) and self.channels[0] == self.channels[-1]
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Let the head's forward do without the convolutions; what follows gets what they would."""
+        with self._replaced([nn.Sequential() for _ in self._stacks]):
+            yield
+
     @contextmanager
     def skipping(self, layer: int, features: Sequence[Tensor]) -> Iterator[None]:
         """Let the head's forward begin after ``layer`` convolutions, with these features.
@@ -58,7 +69,6 @@ class Tower:
             layer: How many convolutions are skipped; the activation of the last one is not.
             features: Per level, (N, F, H, W); activations overwrite them.
         """
-        complete = getattr(self.head, self.name)
         parts = [features] if self._is_shared else [[level] for level in features]
         rests = [
             nn.Sequential(
@@ -68,7 +78,14 @@ class Tower:
             )
             for part, stack in zip(parts, self._stacks, strict=True)
         ]
-        setattr(self.head, self.name, rests[0] if self._is_shared else nn.ModuleList(rests))
+        with self._replaced(rests):
+            yield
+
+    @contextmanager
+    def _replaced(self, stacks: Sequence[nn.Module]) -> Iterator[None]:
+        """Let the head have other layers, as many stacks of them as it has."""
+        complete = getattr(self.head, self.name)
+        setattr(self.head, self.name, stacks[0] if self._is_shared else nn.ModuleList(stacks))
         try:
             yield
         finally:

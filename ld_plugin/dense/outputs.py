@@ -92,8 +92,8 @@ class DenseOutputs:
 
     Attributes:
         spec: What the maps contain.
-        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid; empty for a
-            teacher of which only features are asked.
+        class_maps: Per level, class logits (N, A * C, H, W), before the sigmoid; empty of a
+            teacher whose class logits nobody reads.
         box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
             predicts distributions. Of a teacher they are decoded boxes (D is E, and ``decoder``
             leaves them as they are) where nobody reads its distributions, and empty where nobody
@@ -132,17 +132,19 @@ class DenseOutputs:
 
     @property
     def num_images(self) -> int:
-        return self.class_maps[0].shape[0]
+        return self._any_maps[0].shape[0]
 
     @property
     def level_shapes(self) -> list[tuple[int, int, int]]:
         """(H, W, A) of every level."""
         return [
             (*m.shape[-2:], a)
-            for m, a in zip(
-                self.class_maps or self.features, self.spec.num_base_priors, strict=True
-            )
+            for m, a in zip(self._any_maps, self.spec.num_base_priors, strict=True)
         ]
+
+    @property
+    def _any_maps(self) -> Sequence[Tensor]:
+        return self.class_maps or self.box_maps or self.features
 
     @property
     def num_level_priors(self) -> list[int]:

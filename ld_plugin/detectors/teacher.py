@@ -317,9 +317,12 @@ class FrozenTeacher:
         with self._precision(), HeadRecorder(self._reader.head, watched=watched) as record:
             images = images if self._is_low_precision else images.float()
             features = self._model.extract_feat(images)
-            outs = None if self.reads <= {'features', 'rois'} else self._reader.head(features)
+            outs = self._run_head(features)
         wanted = outs is None or 'features' in self.reads
         outputs = self._reader.read(outs, features if wanted else ())
+        if self._unread_branch is not None:
+            unread = 'class_maps' if self._unread_branch == 'classes' else 'box_maps'
+            outputs = replace(outputs, **{unread: ()}, quality_maps=())
         if self.head_layers:
             head_features = self._reader.head_features(record, self.head_layers)
             outputs = replace(outputs, head_features=head_features, rest_of_head=self._rest_of_head)
@@ -366,6 +369,22 @@ class FrozenTeacher:
             return replace(outputs, box_maps=())
         with torch.autocast(self.device.type, enabled=False):
             return outputs.with_decoded_boxes()
+
+    def _run_head(self, features: Sequence[Tensor]) -> tuple | None:
+        """The head's forward, as far as its outputs are read; None if they are not."""
+        if self.reads <= {'features', 'rois'}:
+            return None
+        with self._reader.without_branch(self._unread_branch):
+            return self._reader.head(features)
+
+    @property
+    def _unread_branch(self) -> str | None:
+        """The branch of the head of which nothing is read, ``'classes'`` or ``'boxes'``."""
+        if self.head_layers or 'quality' in self.reads:
+            return None
+        if 'class_logits' not in self.reads:
+            return 'classes'
+        return None if self.reads & {'boxes', 'distributions'} else 'boxes'
 
     @property
     def _is_low_precision(self) -> bool:

@@ -1,5 +1,8 @@
 """Features inside a head, and the rest of the head from there: the stock forward, cut in two."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,11 +13,13 @@ from torch import Tensor, nn
 from ld_plugin.dense import HeadRecorder, get_reader
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.dense.matching import ClassMatch, take_levels
+from ld_plugin.dense.readers.base import WITH_SEPARATE_BRANCHES
 from tests.dense.heads import build_head, random_features
-from tests.families import SINGLE_STAGE
+from tests.families import ALL_ROTATED, SINGLE_STAGE
 
 STACKED = [family for family in SINGLE_STAGE if 'tood' not in family]
 DEPTH = 2
+every_branch = pytest.mark.parametrize('branch', HeadFeatures._fields)
 every_layer = pytest.mark.parametrize('layer', range(DEPTH + 1))
 
 
@@ -83,6 +88,60 @@ def test_features_are_those_before_the_activation_overwrites_them() -> None:
         for level, x in zip(branch, inputs, strict=True):
             torch.testing.assert_close(level, convolutions[0].conv(x))
             assert (level < 0).any()
+
+
+@contextmanager
+def counted_layers(head: nn.Module) -> Iterator[Counter]:
+    """Counts the calls of the stacked convolutions of both branches."""
+    calls: Counter = Counter()
+    hooks = [
+        layer.register_forward_hook(lambda *_, name=tower.name: calls.update([name]))
+        for tower in get_reader(head).towers
+        for layer in getattr(head, tower.name).modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+@every_branch
+@pytest.mark.parametrize('family', [*STACKED, *ALL_ROTATED])
+def test_a_branch_alone(family: str, branch: str) -> None:
+    head = build_head(family, stacked_convs=DEPTH).eval()
+    features = random_features(head)
+    towers = dict(zip(HeadFeatures._fields, get_reader(head).towers, strict=True))
+    left_out = towers.pop(branch).name
+    ((kept, tower),) = towers.items()
+    with counted_layers(head) as complete:
+        expected = HeadFeatures(*get_reader(head).maps(head(features)))
+    with counted_layers(head) as some, get_reader(head).without_branch(branch):
+        found = HeadFeatures(*get_reader(head).maps(head(features)))
+    assert_equal((getattr(found, kept),), (getattr(expected, kept),))
+    assert some[tower.name] == complete[tower.name] > 0
+    is_separate = type(head).__name__ in WITH_SEPARATE_BRANCHES
+    assert some[left_out] == (0 if is_separate else complete[left_out])
+    with counted_layers(head) as again:
+        head(features)
+    assert again == complete
+
+
+@every_branch
+def test_only_heads_that_are_known_do_without_a_branch(branch: str) -> None:
+    """What one's own head makes of its branches nobody has looked at."""
+    head = build_head('gfl', stacked_convs=DEPTH)
+    head.__class__ = type('MyHead', (type(head),), {})
+    with counted_layers(head) as calls, get_reader(head).without_branch(branch):
+        head(random_features(head))
+    assert calls['reg_convs'] == calls['cls_convs'] > 0
+
+
+@every_branch
+def test_a_branch_of_another_width_than_its_input_runs(branch: str) -> None:
+    head = build_head('gfl', stacked_convs=DEPTH, feat_channels=64)
+    with counted_layers(head) as calls, get_reader(head).without_branch(branch):
+        head(random_features(head))
+    assert calls['reg_convs'] == calls['cls_convs'] > 0
 
 
 @pytest.mark.parametrize('family', ['tood', 'faster_rcnn'])

@@ -179,6 +179,43 @@ def test_only_what_a_distiller_reads_is_computed(
     assert len(outputs.class_maps) == len(outputs.box_maps) == maps
 
 
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize(
+    ('distillers', 'unread', 'read'),
+    [(defeat, 'box_maps', ('class_maps', 'features')), (ld_main, 'class_maps', ('box_maps',))],
+    ids=['classes', 'boxes'],
+)
+def test_what_is_read_of_one_branch_is_what_the_whole_head_says(
+    distillers: dict, unread: str, read: tuple[str, ...], precision: str
+) -> None:
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, precision=precision)
+    model = build(tiny_distilled(teacher, distillers))
+    images, shapes = images_of(model)
+    some = model.teacher(images, shapes).outputs
+    assert not getattr(some, unread)
+    model.teacher.reads |= {'class_logits', 'distributions'}
+    everything = model.teacher(images, shapes).outputs
+    assert getattr(everything, unread)
+    assert some.level_shapes == everything.level_shapes
+    for name in read:
+        found, expected = getattr(some, name), getattr(everything, name)
+        assert len(found) == 5
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('distillers', 'broken'),
+    [(defeat, ('reg_convs', 'gfl_reg')), (ld_main, ('cls_convs', 'gfl_cls'))],
+    ids=['boxes', 'classes'],
+)
+def test_what_nobody_reads_may_be_nan(distillers: dict, broken: tuple[str, ...]) -> None:
+    model = build(tiny_distilled(distillers=distillers))
+    for name in broken:
+        for parameter in getattr(model.teacher._reader.head, name).parameters():
+            parameter.fill_(torch.nan)
+    assert distillation_loss(model, batch()).isfinite()
+
+
 def test_teacher_moves_with_the_student() -> None:
     model = build(tiny_distilled())
     assert model.teacher.device == torch.device('cpu')
@@ -320,16 +357,20 @@ def test_teacher_that_outputs_nan_stops_the_training(parameter: str, place: str)
     assert 'model.teacher.checkpoint' in str(error.value)
 
 
-@pytest.mark.parametrize('recipe', [ld_main, bckd, defeat], ids=['ld_main', 'bckd', 'defeat'])
-def test_message_names_the_one_bad_image_and_level(recipe: dict) -> None:
+@pytest.mark.parametrize(
+    ('recipe', 'branch', 'what'),
+    [(ld_main, 1, 'box_logits'), (bckd, 1, 'box_logits'), (defeat, 0, 'class_logits')],
+    ids=['ld_main', 'bckd', 'defeat'],
+)
+def test_message_names_the_one_bad_image_and_level(recipe: dict, branch: int, what: str) -> None:
     model = build(tiny_distilled(distillers=recipe))
     prepared = model.data_preprocessor(batch([(64, 64)] * 3, [1] * 3), training=True)
 
     def spoil(head: nn.Module, args: tuple, outs: tuple) -> None:
-        outs[1][2][1, 5, 0, 0] = torch.inf
+        outs[branch][2][1, 1, 0, 0] = torch.inf
 
     model.teacher._model.bbox_head.register_forward_hook(spoil)
-    with pytest.raises(NonFiniteTeacherError, match=r': box_logits of level 2, image 1 \(counted'):
+    with pytest.raises(NonFiniteTeacherError, match=rf': {what} of level 2, image 1 \(counted'):
         model(**prepared, mode='loss')
 
 
@@ -351,7 +392,7 @@ def test_boxes_are_kept_as_far_as_they_are_read(distillers: dict, width: int | N
     _, context = model.observe(prepared['inputs'], prepared['data_samples'])
     widths = {level.shape[1] for level in context.teacher.box_maps}
     assert widths == (set() if width is None else {width})
-    assert context.teacher.class_maps
+    assert bool(context.teacher.class_maps) == ('class_logits' in model.teacher.reads)
 
 
 def test_quality_logits_are_checked() -> None:

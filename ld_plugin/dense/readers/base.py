@@ -1,8 +1,8 @@
 """The interface of a reader, and the table that finds one for a head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,28 @@ UNLIKE_THEIR_BASE = frozenset(
         'RTMDetInsHead',
         'S2ARefineHead',
         'StageCascadeRPNHead',
+    }
+)
+
+#: heads, but not those derived from them, of which neither class logits nor boxes depend on the
+#: stacked convolutions of the other branch
+WITH_SEPARATE_BRANCHES = frozenset(
+    {
+        'ATSSHead',
+        'AngleBranchRetinaHead',
+        'DistributionATSSHead',
+        'DistributionFCOSHead',
+        'DistributionRetinaHead',
+        'DistributionRotatedFCOSHead',
+        'DistributionRotatedRetinaHead',
+        'FCOSHead',
+        'GFLHead',
+        'PAAHead',
+        'RetinaHead',
+        'RotatedATSSHead',
+        'RotatedFCOSHead',
+        'RotatedRetinaHead',
+        'YOLOXHead',
     }
 )
 
@@ -201,6 +223,21 @@ class DenseReader(ABC):
         """As in :class:`HeadSpec`."""
         widths = {tower.channels for tower in self.towers}
         return widths.pop() if len(widths) == 1 else ()
+
+    @contextmanager
+    def without_branch(self, branch: str | None) -> Iterator[None]:
+        """Let the head's forward leave out a branch's stacked convolutions, if no other needs them.
+
+        Args:
+            branch: ``'classes'`` or ``'boxes'``; nothing is to be read of it, nor of the quality.
+                None leaves nothing out.
+        """
+        with ExitStack() as left_out:
+            if branch is not None and type(self.head).__name__ in WITH_SEPARATE_BRANCHES:
+                tower = self.towers[HeadFeatures._fields.index(branch)]
+                if tower.keeps_width:
+                    left_out.enter_context(tower.left_out())
+            yield
 
     def watched(self, layers: Collection[int]) -> dict[tuple[int, str], list[nn.Module]]:
         """The modules to record for the features after so many stacked convolutions."""
