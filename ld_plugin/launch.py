@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -25,6 +26,7 @@ class _Runner(Runner):
             built.match_classes(names)
         return built
 
+    @master_only
     def dump_config(self) -> None:
         """Write the config that it ran as `config.py`, not under the name of the config file.
 

@@ -20,21 +20,31 @@ LOSSES = Registry('distillation loss', scope='ld_plugin')
 SCHEDULES = Registry('weight schedule', scope='ld_plugin')
 
 
-def build(registry: Registry, cfg: Mapping[str, Any], key: str, **built: Any) -> Any:
+def build(
+    registry: Registry, cfg: Mapping[str, Any], key: str, base: type = object, **built: Any
+) -> Any:
     """Build the object that ``cfg`` describes.
 
     Args:
         registry: Where ``cfg['type']`` is looked up.
         cfg: ``type`` and the arguments of its constructor.
         key: Where ``cfg`` stands in the config, for messages: ``model.distillers.ld.region``.
+        base: What its class has to be derived from.
         built: Further constructor arguments, already objects.
 
     Raises:
-        ConfigError: Unknown type, unknown or missing argument, or a value the class refuses.
+        ConfigError: Unknown type, one of another kind, unknown or missing argument, or a value the
+            class refuses.
     """
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise ConfigError(f"{key}: expected a dict with a 'type', found {cfg!r}.")
     cls = _lookup(registry, cfg['type'], key)
+    if not issubclass(cls, base):
+        fitting = (name for name, known in registry.module_dict.items() if issubclass(known, base))
+        raise ConfigError(
+            f'{key}: found {cls.__name__}, expected a {registry.name} derived from '
+            f'{base.__name__}: {", ".join(sorted(fitting))}.'
+        )
     kwargs = {name: value for name, value in cfg.items() if name != 'type'} | built
     try:
         inspect.signature(cls).bind(**kwargs)

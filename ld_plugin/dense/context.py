@@ -89,8 +89,12 @@ class DistillationContext:
 
     @cached_property
     def mean_num_positives(self) -> Tensor:
-        """Positives per GPU in this batch, averaged over the GPUs, at least 1; a scalar."""
-        return reduce_mean(self.assignment.positive.sum().float()).clamp(min=1)
+        """Positives per GPU in this batch, averaged over the GPUs; a scalar.
+
+        An image without any counts as one, as in the stock losses. So does each of a batch of
+        them, whose loss over the background depends on how many they are no more than others do.
+        """
+        return reduce_mean(self.assignment.positive.sum(1).clamp(min=1).sum().float())
 
     @property
     def device(self) -> torch.device:

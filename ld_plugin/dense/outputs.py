@@ -142,6 +142,15 @@ class DenseOutputs:
             for m, a in zip(self._any_maps, self.spec.num_base_priors, strict=True)
         ]
 
+    def _asked_for(self, name: str) -> Sequence[Tensor]:
+        maps = getattr(self, name)
+        if not maps:
+            raise ValueError(
+                f'{name} of {self.spec.name}: found none. A teacher keeps what is asked for, so '
+                'whatever a distiller or a region looks at stands in the `reads` of its class.'
+            )
+        return maps
+
     @property
     def _any_maps(self) -> Sequence[Tensor]:
         return self.class_maps or self.box_maps or self.features
@@ -163,29 +172,34 @@ class DenseOutputs:
 
     def class_logits(self, at: Positions) -> Tensor:
         """Class logits at the selected priors, (K, C)."""
-        return at.gather(self.class_maps)
+        return at.gather(self._asked_for('class_maps'))
 
     def quality_logits(self, at: Positions) -> Tensor:
         """Quality logits at the selected priors, (K, 1)."""
-        return at.gather(self.quality_maps)
+        return at.gather(self._asked_for('quality_maps'))
 
     @property
     def class_views(self) -> list[Tensor]:
         """All class logits without a copy: per level a view (N, A, H, W, C)."""
         return [
             anchor_view(level_map, anchors)
-            for level_map, anchors in zip(self.class_maps, self.spec.num_base_priors, strict=True)
+            for level_map, anchors in zip(
+                self._asked_for('class_maps'), self.spec.num_base_priors, strict=True
+            )
         ]
 
     def distribution_logits(self, at: Positions) -> Tensor:
         """Logits of the box sides' distributions at the selected priors, (K, E, B)."""
-        return at.gather(self.box_maps).unflatten(-1, (self.spec.box_dim, self.spec.num_bins))
+        rows = at.gather(self._asked_for('box_maps'))
+        return rows.unflatten(-1, (self.spec.box_dim, self.spec.num_bins))
 
     def boxes(self, at: Positions) -> Tensor:
         """Decoded boxes at the selected priors, (K, E) in pixels, differentiable."""
         index = at.prior_index
         return self.decoder(
-            at.gather(self.box_maps).float(), self.priors[index], self.prior_strides[index]
+            at.gather(self._asked_for('box_maps')).float(),
+            self.priors[index],
+            self.prior_strides[index],
         )
 
     def level_class_logits(self, level: int) -> Tensor:

@@ -221,7 +221,13 @@ class DistilledDetector:
         return any(d.reads_of_teacher != {'features'} for d in self.distillers.values())
 
     def _use_classes(self, names: Sequence[str] | None) -> None:
-        self._match.classes = self.teacher.match_classes(names, self.spec.num_classes)
+        match = self.teacher.match_classes(names, self.spec.num_classes)
+        for name, distiller in self.distillers.items():
+            if match is not None:
+                distiller.check_several_classes(
+                    len(match.student), 'that both models know', f'model.distillers.{name}'
+                )
+        self._match.classes = match
 
 
 def _rounded(shapes: Tensor) -> list[list[float]]:

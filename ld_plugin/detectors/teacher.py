@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mmcv.cnn import fuse_conv_bn
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..dense.head_features import HeadFeatures
 from ..dense.matching import box_scale, rescaled, rescaled_spec
 from ..dense.rois import RoIReader
 from ..errors import ConfigError, NonFiniteTeacherError
+from .batch_norm import fold_batch_norm
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
 from .model_config import published_checkpoint, read_config, student_model
@@ -427,7 +427,7 @@ def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     # not in the head: some heads share one convolution between several norm layers
     names = [part for part in ('backbone', 'neck') if getattr(model, part, None) is not None]
     for name in names:
-        setattr(model, name, fuse_conv_bn(getattr(model, name)))
+        fold_batch_norm(getattr(model, name))
     operators = [m for m in model.modules() if type(m).__module__.startswith('mmcv.ops.')]
     inside = {id(part) for operator in operators for part in operator.modules()}
     for module in model.modules():

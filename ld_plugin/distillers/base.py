@@ -137,8 +137,7 @@ class Distiller(nn.Module, ABC):
         )
         if 'class_logits' in reads and not self.looks_at_positives_alone:
             _check_background(key, student, teacher)
-        if 'class_logits' in self.reads:
-            _check_several_classes(key, student, self.loss)
+        self.check_several_classes(student.num_classes, f'of {student.name}', key)
         if reads & {'boxes', 'distributions'}:
             check_equal(
                 key,
@@ -172,6 +171,27 @@ class Distiller(nn.Module, ABC):
                 "student's; its class scores and boxes can be distilled nevertheless.",
             )
 
+    def check_several_classes(self, num_classes: int, of: str, key: str) -> None:
+        """Check that there are classes to compare with one another, if the loss does.
+
+        A softmax over one class is 1 whatever its logit, and a loss on it always 0.
+
+        Args:
+            num_classes: How many classes are compared.
+            of: Whose they are, for the message.
+            key: The distiller's place in the config, for messages.
+
+        Raises:
+            ConfigError: The loss compares classes of which there is one.
+        """
+        compares = any(isinstance(m, DistributionKLLoss) for m in self.loss.modules())
+        if 'class_logits' in self.reads and num_classes == 1 and compares:
+            raise ConfigError(
+                f'{key}.loss: found DistributionKLLoss over the one class {of}, expected a loss of '
+                "the class's own score. Set loss=dict(type='BinaryKDLoss'), or leave this "
+                f'distiller out ({key}=None).'
+            )
+
 
 def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
     """The student's own losses must not ask for a background that the teacher has not learnt."""
@@ -181,16 +201,6 @@ def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
             f"background is told by another branch; {student.name}'s are compared there, too. "
             "Expected region=dict(type='MainRegion'), features alone (FeatureDistiller), or a "
             'teacher of another kind.'
-        )
-
-
-def _check_several_classes(key: str, spec: HeadSpec, loss: nn.Module) -> None:
-    """A softmax over one class is 1 whatever its logit, and a loss on it always 0."""
-    if spec.num_classes == 1 and any(isinstance(m, DistributionKLLoss) for m in loss.modules()):
-        raise ConfigError(
-            f'{key}.loss: found DistributionKLLoss over the one class of {spec.name}, expected a '
-            "loss of the class's own score. Set loss=dict(type='BinaryKDLoss'), or leave this "
-            f'distiller out ({key}=None).'
         )
 
 

@@ -98,7 +98,7 @@ class ClassificationDistiller(Distiller):
                 student,
                 teacher,
                 weight,
-                pieces=pieces_of(student),
+                pieces=pieces_of(student, loss=self.loss),
             )
             for student, teacher, weight, divisor in levels
         )

@@ -100,10 +100,10 @@ class CrossHeadDistiller(Distiller):
             for _ in HeadFeatures._fields
         )
         if teacher.num_bins is None:
-            cfg, registry = self._box_loss_cfg or BOX_LOSS, MODELS
+            cfg, registry, base = self._box_loss_cfg or BOX_LOSS, MODELS, nn.Module
         else:
-            cfg, registry = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES
-        self.box_loss = build(registry, cfg, f'{key}.box_loss')
+            cfg, registry, base = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES, DistillationLoss
+        self.box_loss = build(registry, cfg, f'{key}.box_loss', base)
         check_box_loss(self.box_loss, student, f'{key}.box_loss')
 
     def distill(self, context: DistillationContext) -> Tensor:
@@ -162,7 +162,8 @@ class CrossHeadDistiller(Distiller):
             return self.box_loss(*sides, weight=weights.reshape(-1, 1), avg_factor=spec.box_dim)
 
         maps = [x.box_maps[level].movedim(1, -1) for x in (crossed, teacher)]
-        return eager_gradient(of_rows, *maps, weights.movedim(1, -1), pieces=pieces_of(maps[0]))
+        pieces = pieces_of(maps[0], loss=self.box_loss)
+        return eager_gradient(of_rows, *maps, weights.movedim(1, -1), pieces=pieces)
 
 
 def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:

@@ -127,5 +127,6 @@ class DecoupledClassificationDistiller(Distiller):
             context.student.class_views, context.teacher.class_views, *weights, strict=True
         )
         return sum(
-            eager_gradient(self.loss, *level, pieces=pieces_of(level[0])) for level in levels
+            eager_gradient(self.loss, *level, pieces=pieces_of(level[0], loss=self.loss))
+            for level in levels
         )

@@ -89,7 +89,7 @@ class FeatureDistiller(Distiller):
             student,
             teacher,
             weight,
-            pieces=self._pieces_of(student),
+            pieces=pieces_of(student, loss=self.loss),
         )
 
     def errors(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -100,9 +100,6 @@ class FeatureDistiller(Distiller):
             teacher: (N, F, H, W).
         """
         maps = student.detach().movedim(1, -1), teacher.movedim(1, -1)
-        cut = zip(*(x.chunk(self._pieces_of(x), dim=1) for x in maps), strict=True)
+        pieces = pieces_of(maps[0], loss=self.loss)
+        cut = zip(*(x.chunk(pieces, dim=1) for x in maps), strict=True)
         return torch.cat([self.loss.elementwise(*piece) for piece in cut], dim=1)
-
-    def _pieces_of(self, features: Tensor) -> int:
-        """Of (N, H, W, F)."""
-        return pieces_of(features) if self.loss.rows_are_independent else 1

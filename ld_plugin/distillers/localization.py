@@ -41,13 +41,15 @@ class LocalizationDistiller(Distiller):
         schedule: A factor over training.
         divisor: D; if None the region's published constant, 4 or for the valuable localization
             region, and for the negatives in its place, 16.
-        reference_images: R, images per GPU at which the loss weight was chosen; published 3.
+        reference_images: R, images per GPU at which the loss weight was chosen; if None the
+            published 3.
         normalizer: What the sum over the region is divided by: ``'images'``, N D / R, or
-            ``'level_positions'``, on each level the region's positions there.
+            ``'level_positions'``, on each level the region's positions there, for which neither D
+            nor R has a meaning.
 
     Raises:
-        ConfigError: ``divisor`` or ``reference_images`` is not above 0, or ``normalizer`` is
-            neither.
+        ConfigError: ``divisor`` or ``reference_images`` is not above 0, or is given where it has no
+            meaning, or ``normalizer`` is neither.
     """
 
     reads = frozenset({'distributions'})
@@ -62,18 +64,24 @@ class LocalizationDistiller(Distiller):
         loss: DistillationLoss,
         schedule: Schedule | None = None,
         divisor: float | None = None,
-        reference_images: float = 3,
+        reference_images: float | None = None,
         normalizer: str = 'images',
     ) -> None:
         super().__init__(region, loss, schedule)
-        divisor = region.ld_divisor if divisor is None else divisor
-        for name, value in (('divisor', divisor), ('reference_images', reference_images)):
-            if not value > 0:  # refuses NaN, too
-                raise ConfigError(f'{name}: found {value}, expected a number above 0.')
-        self.divisor = divisor
-        self.reference_images = reference_images
         if normalizer not in NORMALIZERS:
             raise ConfigError(f'normalizer: found {normalizer!r}, expected one of {NORMALIZERS}.')
+        for name, value in (('divisor', divisor), ('reference_images', reference_images)):
+            if value is None:
+                continue
+            if not value > 0:  # refuses NaN, too
+                raise ConfigError(f'{name}: found {value}, expected a number above 0.')
+            if normalizer != 'images':
+                raise ConfigError(
+                    f'{name}: found {value} beside normalizer={normalizer!r}, which divides by the '
+                    "region's positions alone. Leave it out, or set normalizer='images'."
+                )
+        self.divisor = region.ld_divisor if divisor is None else divisor
+        self.reference_images = 3 if reference_images is None else reference_images
         self.normalizer = normalizer
 
     def distill(self, context: DistillationContext) -> Tensor:

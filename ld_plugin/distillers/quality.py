@@ -13,8 +13,9 @@ from .base import Distiller
 class QualityDistiller(Distiller):
     """Centerness, IoU or objectness, as sigmoid scores, averaged over the positives of the batch.
 
-    The number of positives is averaged over the GPUs. With the default loss, plain binary cross
-    entropy, a student that equals its teacher has no gradient, yet a value: the teacher's entropy.
+    The number of positives, one at least for each image, is averaged over the GPUs. With the
+    default loss, plain binary cross entropy, a student that equals its teacher has no gradient, yet
+    a value: the teacher's entropy.
 
     ``dict(type='QualityDistiller', region=dict(type='MainRegion'),
     loss=dict(type='BinaryKDLoss', beta=0))``

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..registry import LOSSES, build
+from .base import DistillationLoss
 
 _PUBLISHED = dict(
     type='DistributionKLLoss', temperature=1.0, loss_weight=2.0, class_reduction='sum'
@@ -25,7 +26,7 @@ class DecoupledLoss(nn.Module):
         background: Config of the loss of the others; as published if None.
 
     Raises:
-        ConfigError: A loss cannot be built.
+        ConfigError: A loss cannot be built, or compares something else than rows.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class DecoupledLoss(nn.Module):
         background: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.objects = build(LOSSES, _PUBLISHED if objects is None else objects, 'objects')
-        self.background = build(
-            LOSSES, _PUBLISHED if background is None else background, 'background'
+        self.objects, self.background = (
+            build(LOSSES, _PUBLISHED if cfg is None else cfg, name, DistillationLoss)
+            for name, cfg in (('objects', objects), ('background', background))
         )
 
     def forward(

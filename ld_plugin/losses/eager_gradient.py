@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .functional import at_least_float32
@@ -32,7 +32,7 @@ def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int
     return _EagerGradient.apply(function, pieces, *inputs)
 
 
-def pieces_of(level: Tensor, numbers: int = 0) -> int:
+def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) -> int:
     """In how many pieces along dimension 1 to look at a level.
 
     Temporaries of half a million numbers are two megabytes, and keep a GPU busy. The logits of nine
@@ -41,7 +41,12 @@ def pieces_of(level: Tensor, numbers: int = 0) -> int:
     Args:
         level: Such as logits (N, A, H, W, C), or features (N, H, W, F) or (N, F, H, W).
         numbers: How many a temporary has, if more than the level.
+        loss: What looks at it; in one piece if its rows, or those of a part of it, depend on one
+            another.
     """
+    parts = () if loss is None else loss.modules()
+    if not all(getattr(part, 'rows_are_independent', True) for part in parts):
+        return 1
     return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / 2**19))
 
 

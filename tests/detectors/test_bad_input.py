@@ -234,6 +234,14 @@ def test_values_out_of_range(part: str, cfg: dict, expected: str) -> None:
         (dict(divisor=0), 'divisor: found 0, expected a number above 0'),
         (dict(divisor=float('nan')), 'divisor: found nan, expected a number above 0'),
         (dict(reference_images=-3), 'reference_images: found -3, expected a number above 0'),
+        (
+            dict(divisor=8, normalizer='level_positions'),
+            "divisor: found 8 beside normalizer='level_positions', which divides by the region's",
+        ),
+        (
+            dict(reference_images=2, normalizer='level_positions'),
+            "reference_images: found 2 beside normalizer='level_positions', which divides by ",
+        ),
     ],
 )
 def test_distillers_own_values_out_of_range(arguments: dict, expected: str) -> None:
@@ -532,6 +540,39 @@ def test_softmax_over_one_class() -> None:
     )
     model = build(tiny_distilled(**one, distillers=dict(ld_full, kd=None)))
     assert list(model.distillers) == ['ld', 'ld_vlr']
+
+
+def test_softmax_over_the_one_class_that_both_models_know() -> None:
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, class_map={0: 2})
+    model = build(tiny_distilled(teacher, ld_kd))
+    assert message(lambda: model.match_classes(None)).startswith(
+        'model.distillers.kd.loss: found DistributionKLLoss over the one class that both models '
+        "know, expected a loss of the class's own score."
+    )
+    build(tiny_distilled(teacher, ld_main)).match_classes(None)
+
+
+@pytest.mark.parametrize(
+    ('distiller', 'key', 'found'),
+    [
+        (
+            dict(
+                type='DecoupledClassificationDistiller',
+                loss=dict(type='DecoupledLoss', background=dict(type='RankKLLoss')),
+            ),
+            'loss.background',
+            'RankKLLoss',
+        ),
+        (
+            dict(type='CrossHeadDistiller', layer=1, box_loss=dict(type='DecoupledLoss')),
+            'box_loss',
+            'DecoupledLoss',
+        ),
+    ],
+)
+def test_loss_of_something_else_inside(distiller: dict, key: str, found: str) -> None:
+    start = f'{AT}.{key}: found {found}, expected a distillation loss derived from DistillationLoss'
+    assert said(distiller).startswith(f'{start}: BinaryKDLoss, ')
 
 
 def test_other_number_of_bins() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin import NonFiniteTeacherError
+from ld_plugin.dense import DenseOutputs, Positions
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import bckd, defeat, imitation_everywhere, imitation_gi, ld_kd, ld_main
 from tests.families import tiny
@@ -214,6 +215,27 @@ def test_what_nobody_reads_may_be_nan(distillers: dict, broken: tuple[str, ...])
         for parameter in getattr(model.teacher._reader.head, name).parameters():
             parameter.fill_(torch.nan)
     assert distillation_loss(model, batch()).isfinite()
+
+
+@pytest.mark.parametrize(
+    ('distillers', 'read', 'missing'),
+    [
+        (ld_main, lambda said: said.class_views, 'class_maps'),
+        (defeat, lambda said: said.boxes(everywhere(said)), 'box_maps'),
+        (defeat, lambda said: said.quality_logits(everywhere(said)), 'quality_maps'),
+    ],
+)
+def test_reading_what_was_not_asked_for(distillers: dict, read: Any, missing: str) -> None:
+    """As a region of one's own might that does not say so."""
+    model = build(tiny_distilled(distillers=distillers))
+    said = model.teacher(*images_of(model)).outputs
+    with pytest.raises(ValueError, match=f'^{missing} of GFLHead: found none.* in the `reads` of'):
+        read(said)
+
+
+def everywhere(said: DenseOutputs) -> Positions:
+    mask = torch.ones(said.num_images, sum(said.num_level_priors), dtype=torch.bool)
+    return Positions.from_mask(mask, said.level_shapes)
 
 
 def test_teacher_moves_with_the_student() -> None:

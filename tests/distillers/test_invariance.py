@@ -138,6 +138,16 @@ def test_a_batch_without_ground_truth(step: DistillationContext, cfg: dict[str, 
 
 
 @in_every_way
+def test_images_without_positives_repeated(step: DistillationContext, cfg: dict[str, Any]) -> None:
+    """Of background alone there may be a loss, and it is no larger for more of it."""
+    labels = torch.full_like(step.assignment.labels, 3)
+    empty = replace(step, assignment=relabelled(step.assignment, labels))
+    distiller = make(cfg, empty)
+    loss = distiller(empty)
+    torch.testing.assert_close(distiller(take_images(empty, [0, 1, 2, 3] * 2)), loss)
+
+
+@in_every_way
 def test_a_batch_that_is_ignored_altogether(step: DistillationContext, cfg: dict[str, Any]) -> None:
     nothing = torch.zeros_like(step.assignment.valid)
     ignored = replace(

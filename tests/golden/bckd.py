@@ -21,8 +21,8 @@ def check_bckd(case: Case) -> Iterator[Row]:
     yield from batch.check_targets()
     yield from _check_stock_losses(case, batch)
     losses = {
-        'loss_kd': _losses(case, batch, _classification),
-        'loss_score_kd': _losses(case, batch, _boxes),
+        'loss_kd': _losses(batch, _classification),
+        'loss_score_kd': _losses(batch, _boxes),
     }
     for name, levels in losses.items():
         yield from case.rows({name: torch.stack(levels)}, 'out_')
@@ -77,13 +77,11 @@ def _intermediates(batch: HeadBatch, level: int) -> dict[str, Tensor]:
     }
 
 
-def _losses(case: Case, batch: HeadBatch, make) -> list[Tensor]:
-    """Per level; the reference leaves levels without positives out, and counts images otherwise."""
-    context = batch.context
-    ratio = context.mean_num_positives / case['num_total_samples']
+def _losses(batch: HeadBatch, make) -> list[Tensor]:
+    """Per level; the reference leaves levels without positives out."""
     levels = batch.per_level(make, EverywhereRegion())
     return [
-        loss * ratio * has_positives
+        loss * has_positives
         for loss, has_positives in zip(levels, batch.has_positives, strict=True)
     ]
 

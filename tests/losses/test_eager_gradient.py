@@ -1,13 +1,31 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ld_plugin.losses import (
+    DecoupledLoss,
+    FeatureMSELoss,
+    PearsonFeatureLoss,
     eager_gradient,
     feature_squared_error,
     modulated_binary_cross_entropy,
     pieces_of,
 )
+
+
+@pytest.mark.parametrize(
+    ('loss', 'pieces'),
+    [
+        (FeatureMSELoss(), 4),
+        (PearsonFeatureLoss(), 1),
+        (DecoupledLoss(), 4),
+        (DecoupledLoss(background=dict(type='PearsonFeatureLoss')), 1),
+    ],
+)
+def test_rows_that_depend_on_one_another_stay_together(loss: nn.Module, pieces: int):
+    level = torch.zeros(2, 4, 2**18)
+    assert pieces_of(level, loss=loss) == pieces
+    assert pieces_of(level) == 4
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
