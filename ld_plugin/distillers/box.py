@@ -135,7 +135,7 @@ def level_box_loss(
         weights,
         *student.level_grids(level),
         *teacher.level_grids(level),
-        pieces=pieces_of(box_map, _PER_PRIOR * weights.numel()),
+        pieces=pieces_of(box_map, numbers=_PER_PRIOR * weights.numel()),
     )
 
 

@@ -133,8 +133,10 @@ def test_quality_of_the_positives(step: DistillationContext) -> None:
         torch.cat([m.movedim(1, -1).flatten(1) for m in dense.quality_maps], dim=1)
         for dense in (step.student, step.teacher)
     ]
-    rows = [q[step.assignment.positive].detach().numpy() for q in quality]
-    assert loss.item() == pytest.approx(brute_force.binary_kl(*rows, 0).mean(), rel=1e-5)
+    positive = step.assignment.positive
+    rows = [q[positive].detach().numpy() for q in quality]
+    expected = brute_force.binary_kl(*rows, 0).sum() / positive.sum(1).clamp(min=1).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     equal = [level.detach() for level in step.student.quality_maps]
     step = replace(step, teacher=replace(step.teacher, quality_maps=equal))
     make(step, type='QualityDistiller')(step).backward()
