@@ -1,5 +1,5 @@
-# What brought most by the short schedule: LD at its published weights, BCKD and DeFeat at twice
-# theirs.
+# Among what brought most by the short schedule: LD at its published weights, BCKD and DeFeat at
+# twice theirs.
 _base_ = 'gfl_r18-half_fpn_6e_bccd.py'
 from ld_plugin.recipes import bckd, defeat, ld_full
 

@@ -1,4 +1,4 @@
-# DeFeat on two stages, as published.
+# DeFeat on two stages: the published pair of networks, with the weights published for VOC.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 from ld_plugin.recipes import defeat_two_stage
 

@@ -1,4 +1,4 @@
-# DeFeat on one stage, as published.
+# DeFeat on one stage: the published pair of networks, with the weights published for VOC.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 from ld_plugin.recipes import defeat
 

@@ -35,7 +35,7 @@ class PearsonFeatureLoss(DistillationLoss):
     them changes the loss only through the unbiased deviation, by a share of 1 / (2 K) for K rows.
 
     Args:
-        loss_weight: Factor of the whole loss. Published: 6.
+        loss_weight: Factor of the whole loss. Of the CrossKD authors: 6.
     """
 
     rows_are_independent = False
