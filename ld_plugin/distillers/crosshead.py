@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
@@ -179,9 +180,7 @@ def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (N, F, H, W).
     """
-    teacher = at_least_float32(teacher.detach())
-    over = 0, 2, 3
-    rows = teacher.numel() // teacher.shape[1]
-    deviation = teacher.var(over, correction=min(rows - 1, 1), keepdim=True).sqrt()
-    normal = standardized(student.movedim(1, -1)).movedim(-1, 1)
-    return normal * deviation + teacher.mean(over, keepdim=True)
+    teacher = at_least_float32(teacher.detach()).movedim(1, -1)
+    number = teacher.shape[:-1].numel()
+    variance, mean = torch.var_mean(teacher, (0, 1, 2), correction=min(number - 1, 1), keepdim=True)
+    return standardized(student.movedim(1, -1), variance.sqrt(), mean).movedim(-1, 1)
