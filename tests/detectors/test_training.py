@@ -1,16 +1,19 @@
 """Distillation under what mmengine's runner does around a model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
+from ld_plugin import launch
 from ld_plugin.recipes import imitation_inside_gt, ld_full
 from tests.models import (
     TinyDataset,
@@ -285,3 +288,13 @@ def test_weight_schedules_follow_the_runner(tmp_path: Path) -> None:
 def test_schedule_without_a_runner_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r'follows the progress of an mmengine Runner.*Constant'):
         losses(distilled(), batch())
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_one_process_writes_the_config(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: rank)
+    runner = SimpleNamespace(cfg=Config(dict(one=1)), work_dir=str(tmp_path))
+    launch._Runner.dump_config(runner)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if rank else ['config.py'])
