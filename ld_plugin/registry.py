@@ -21,7 +21,7 @@ SCHEDULES = Registry('weight schedule', scope='ld_plugin')
 
 
 def build(
-    registry: Registry, cfg: Mapping[str, Any], key: str, base: type = object, **built: Any
+    registry: Registry, cfg: Mapping[str, Any], key: str, base: type | None = None, **built: Any
 ) -> Any:
     """Build the object that ``cfg`` describes.
 
@@ -29,7 +29,7 @@ def build(
         registry: Where ``cfg['type']`` is looked up.
         cfg: ``type`` and the arguments of its constructor.
         key: Where ``cfg`` stands in the config, for messages: ``model.distillers.ld.region``.
-        base: What its class has to be derived from.
+        base: What its class has to be derived from, if from anything.
         built: Further constructor arguments, already objects.
 
     Raises:
@@ -39,7 +39,7 @@ def build(
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise ConfigError(f"{key}: expected a dict with a 'type', found {cfg!r}.")
     cls = _lookup(registry, cfg['type'], key)
-    if not issubclass(cls, base):
+    if base is not None and not issubclass(cls, base):
         fitting = (name for name, known in registry.module_dict.items() if issubclass(known, base))
         raise ConfigError(
             f'{key}: found {cls.__name__}, expected a {registry.name} derived from '

@@ -91,8 +91,8 @@ class DistillationContext:
     def mean_num_positives(self) -> Tensor:
         """Positives per GPU in this batch, averaged over the GPUs; a scalar.
 
-        An image without any counts as one, as in the stock losses. So does each of a batch of
-        them, whose loss over the background depends on how many they are no more than others do.
+        An image without any counts as one, as in the stock losses, so that a loss over the
+        background does not grow with the number of such images.
         """
         return reduce_mean(self.assignment.positive.sum(1).clamp(min=1).sum().float())
 

@@ -222,11 +222,11 @@ class DistilledDetector:
 
     def _use_classes(self, names: Sequence[str] | None) -> None:
         match = self.teacher.match_classes(names, self.spec.num_classes)
+        shared = self.spec.num_classes if match is None else len(match.student)
         for name, distiller in self.distillers.items():
-            if match is not None:
-                distiller.check_several_classes(
-                    len(match.student), 'that both models know', f'model.distillers.{name}'
-                )
+            distiller.check_several_classes(
+                shared, 'that both models know', f'model.distillers.{name}'
+            )
         self._match.classes = match
 
 

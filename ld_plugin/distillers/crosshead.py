@@ -101,7 +101,7 @@ class CrossHeadDistiller(Distiller):
             for _ in HeadFeatures._fields
         )
         if teacher.num_bins is None:
-            cfg, registry, base = self._box_loss_cfg or BOX_LOSS, MODELS, nn.Module
+            cfg, registry, base = self._box_loss_cfg or BOX_LOSS, MODELS, None
         else:
             cfg, registry, base = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES, DistillationLoss
         self.box_loss = build(registry, cfg, f'{key}.box_loss', base)
