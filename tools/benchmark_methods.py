@@ -30,7 +30,7 @@ from mmengine.hub import get_config
 
 from ld_plugin import recipes
 
-BASE_CONFIG = bccd.CONFIGS / 'gfl_r18_fpn_18e_bccd.py'
+BASE_CONFIG = bccd.CONFIGS / 'gfl_r18_fpn_12e_bccd.py'
 TEACHER_EPOCHS, STUDENT_EPOCHS = 18, 6
 CHANNELS, STACKED_CONVS = 64, 2
 

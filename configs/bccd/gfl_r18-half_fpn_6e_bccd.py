@@ -1,5 +1,5 @@
 # The student alone of the short schedule: half of the backbone's channels, a third of the epochs.
-_base_ = 'gfl_r18_fpn_18e_bccd.py'
+_base_ = 'gfl_r18_fpn_12e_bccd.py'
 
 model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
 train_cfg = dict(max_epochs=6, val_interval=6)
