@@ -52,7 +52,7 @@ def write_images(root: Path, names: str = 'abcd') -> None:
 
 def job(work_dir: Path, metrics: dict | None = None) -> benchmark.Job:
     work_dir.mkdir()
-    made = benchmark.Job('gfl_r18_fpn_12e_bccd', 0, 'data', work_dir, None, 1, False)
+    made = benchmark.Job('gfl_r18_fpn_12e_bccd', 0, 'data', work_dir, None, 1)
     if metrics is not None:
         made.metrics_file.write_text(json.dumps(metrics))
     return made
@@ -137,7 +137,9 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     write_images(tmp_path / 'data')
     monkeypatch.setenv('BCCD_ROOT', str(tmp_path / 'data'))
     monkeypatch.setattr(torch, 'set_num_threads', lambda threads: None)  # the other tests' number
-    made = TinyJob('gfl_r18_fpn_12e_bccd', 0, 'data', tmp_path / 'run', None, 1, True)
+    made = TinyJob(
+        'gfl_r18_fpn_12e_bccd', 0, 'data', tmp_path / 'run', None, 1, tuple(benchmark.PARTS)
+    )
     assert benchmark.run(made) == str(made.work_dir)
     found = json.loads(made.metrics_file.read_text())
     assert set(metrics(1)) | {'mAP'} == set(found)

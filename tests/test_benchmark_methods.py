@@ -17,7 +17,7 @@ import benchmark_methods as benchmark  # noqa: E402
 
 
 def run(family: str, method: str, checkpoint: Path | None = None) -> benchmark.Run:
-    return benchmark.Run(family, 0, 'data', Path('runs'), checkpoint, 1, False, method)
+    return benchmark.Run(family, 0, 'data', Path('runs'), checkpoint, 1, (), method)
 
 
 @pytest.mark.parametrize('family', benchmark.FAMILIES)

@@ -53,6 +53,20 @@ def test_measures_rotated_students(tmp_path: Path) -> None:
         assert rows[name]['peak_to_budget'] > 0.9
 
 
+def test_measures_two_stages(tmp_path: Path) -> None:
+    options = OPTIONS.replace('ld_full', 'defeat_two_stage pkd').split()
+    path = tmp_path / 'speed.json'
+    command = [*options, '--detector', 'faster-rcnn', '--batch', '1', '--json', str(path)]
+    assert benchmark.main(command) == 0
+    rows = {row['name']: row for row in json.loads(path.read_text())['steps']}
+    assert 'mmdet LDHead' not in rows
+    for name in ('defeat_two_stage', 'pkd'):
+        for precision in benchmark.PRECISIONS:
+            row = rows[f'{name}, {precision}']
+            assert row['to_floor']['processor'] > 0
+            assert row['peak_to_budget'] > 0.9
+
+
 def test_ratios_are_taken_within_a_round() -> None:
     """The machine got ten times slower halfway; the ratio is 2 throughout."""
     fast = torch.tensor([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]).numpy()
@@ -119,6 +133,7 @@ def test_table_has_a_line_per_case(results: dict) -> None:
 
 def test_every_recipe_is_a_choice() -> None:
     assert {'ld_main', 'ld_kd', 'ld_full', 'ld_voc', 'imitation_gi'} <= set(benchmark.RECIPES)
-    assert benchmark.parse_args([]).recipes == list(benchmark.RECIPES)
+    of_one_stage = benchmark.parse_args([]).recipes
+    assert set(benchmark.RECIPES) - set(of_one_stage) == {'defeat_two_stage'}
     with pytest.raises(SystemExit):
         benchmark.parse_args(['--recipes', 'ld_ful'])

@@ -35,6 +35,8 @@ VARIANTS = {
     'main LD + 0.1 x main KD + VLR LD': 'ld-kd1_r18-gfl-r34_fpn_12e_bccd',
 }
 BASE = 'main LD'  # what the others are compared with, seed by seed
+#: what can run in bfloat16, and the attributes of detectors that hold it
+PARTS = {'backbone': ('backbone',), 'neck': ('neck',), 'head': ('bbox_head', 'rpn_head')}
 #: titles, and the IoU thresholds that are averaged
 Columns = Mapping[str, Sequence[int]]
 # glibc gives large blocks back to the system and asks for them again in every step, which is 5 to
@@ -60,7 +62,7 @@ class Job:
         work_dir: Where checkpoints, logs and ``metrics.json`` go.
         teacher_checkpoint: None for the teacher itself and the student alone.
         threads: Of this training.
-        bf16_backbone: Whether the backbone runs in bfloat16.
+        bf16: Which of the PARTS run in bfloat16.
     """
 
     config: str
@@ -69,7 +71,7 @@ class Job:
     work_dir: Path
     teacher_checkpoint: Path | None
     threads: int
-    bf16_backbone: bool
+    bf16: tuple[str, ...] = ()
 
     @property
     def metrics_file(self) -> Path:
@@ -86,7 +88,7 @@ class Job:
         cfg = Config.fromfile(CONFIGS / f'{self.config}.py')
         if self.teacher_checkpoint is not None:
             cfg.model.teacher.checkpoint = str(self.teacher_checkpoint)
-            cfg.model.teacher.precision = 'bf16' if self.bf16_backbone else 'fp32'
+            cfg.model.teacher.precision = 'bf16' if self.bf16 else 'fp32'
         return cfg
 
     def test(self, runner: Any) -> dict[str, float]:
@@ -149,15 +151,19 @@ def add_common_arguments(
     parser.add_argument('--seeds', type=int, nargs='+', default=seeds)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at the same time')
     parser.add_argument(
-        '--bf16-backbone',
-        action='store_true',
-        help='run the backbones in bfloat16, teacher included: faster on processors that have it',
+        '--bf16',
+        nargs='+',
+        default=(),
+        choices=list(PARTS),
+        metavar='PART',
+        help=f'run these of {", ".join(PARTS)} in bfloat16, and the whole teacher while it '
+        'teaches: faster on processors that have it (default: none)',
     )
 
 
 def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -> Job:
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    return Job(config, seed, str(args.data), work_dir, None, threads, args.bf16_backbone)
+    return Job(config, seed, str(args.data), work_dir, None, threads, tuple(args.bf16))
 
 
 def run_all(jobs: Sequence[Job], at_once: int) -> None:
@@ -204,8 +210,9 @@ def run(job: Job) -> str:
     cfg.randomness = dict(seed=job.seed)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated once, below
     runner = build_runner(cfg)
-    if job.bf16_backbone:
-        use_bf16(runner.model.backbone)
+    for name, module in runner.model.named_children():
+        if any(name in PARTS[part] for part in job.bf16):
+            use_bf16(module)
     runner.train()
     metrics = {key.split('/')[-1]: float(value) for key, value in job.test(runner).items()}
     for loop in (runner.train_loop, runner.test_loop):
@@ -216,13 +223,20 @@ def run(job: Job) -> str:
     return str(job.work_dir)
 
 
-def use_bf16(backbone) -> None:
-    """Autocast the backbone alone: GFL's box decoding needs more than bfloat16's digits."""
+def use_bf16(module: Any) -> None:
+    """Autocast a module of the detector; decoding boxes and losses need more than its digits."""
     import torch
 
-    device = next(backbone.parameters()).device.type
-    backbone.forward = torch.autocast(device, torch.bfloat16)(backbone.forward)
-    backbone.register_forward_hook(lambda module, args, levels: [x.float() for x in levels])
+    device = next(module.parameters()).device.type
+    module.forward = torch.autocast(device, torch.bfloat16)(module.forward)
+    module.register_forward_hook(lambda module, args, outputs: in_float32(outputs))
+
+
+def in_float32(outputs: Any) -> Any:
+    """A tensor, or what tuples and lists have of them."""
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(in_float32(output) for output in outputs)
+    return outputs.float()
 
 
 def table(rows: dict[str, list[Job]], columns: Columns = COLUMNS) -> str:

@@ -44,7 +44,7 @@ class Family:
         methods: Names of recipes.
         head: What differs from the stock dense head.
         detector: The plugin's detector for its student.
-        low_precision: Of the teacher's forward pass with ``--bf16-backbone``.
+        low_precision: Of the teacher's forward pass with ``--bf16``.
         seeds: Of the students, unless ``--seeds`` names others.
     """
 
@@ -116,7 +116,7 @@ class Run(bccd.Job):
         model.teacher = dict(
             config=dict(model=small_model(self.config, base_channels=64).to_dict()),
             checkpoint=str(self.teacher_checkpoint),
-            precision=family.low_precision if self.bf16_backbone else 'fp32',
+            precision=family.low_precision if self.bf16 else 'fp32',
         )
         model.distillers = distillers
 
@@ -219,7 +219,7 @@ def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
                 args.work_dir / family.replace(' ', '-').lower() / f'{method}_seed{seed}',
                 checkpoint,
                 max(1, (os.cpu_count() or 1) // args.jobs),
-                args.bf16_backbone,
+                tuple(args.bf16),
                 method,
             )
             for seed in seeds

@@ -52,7 +52,7 @@ class Run(bccd.Job):
         cfg = Config.fromfile(stage_of(self.config).config_file)
         if self.method is not None:
             cfg.model.teacher.checkpoint = str(self.teacher_checkpoint)
-            cfg.model.teacher.precision = 'bf16' if self.bf16_backbone else 'fp32'
+            cfg.model.teacher.precision = 'bf16' if self.bf16 else 'fp32'
             cfg.model.distillers = ConfigDict(METHODS[self.method])
         return cfg
 
@@ -111,7 +111,7 @@ def rows_of(args: argparse.Namespace) -> dict[str, list[Run]]:
                 args.work_dir / f'{folder}_seed{seed}',
                 None if method is None else checkpoint,
                 max(1, (os.cpu_count() or 1) // args.jobs),
-                args.bf16_backbone,
+                tuple(args.bf16),
                 method,
             )
             for seed in seeds

@@ -9,7 +9,8 @@ pass, the losses and the backward pass. The ways are:
 
     student alone       the stock detector
     teacher, ...        its forward pass: the stock detector in eager fp32, and the plugin's
-    floor               the stock teacher's forward pass, then the student's step
+    floor               the stock teacher's forward pass, then the student's step; where there is a
+                        RoI head, the teacher's sees as many boxes as the student's learns from
     mmdet LDHead        the distilled detector of mmdet, which does main LD only; for GFL
     ld_full, fp32 ...   each recipe of `ld_plugin.recipes` with each teacher
 
@@ -39,7 +40,7 @@ import torch
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes, bbox_overlaps
+from mmdet.structures.bbox import BaseBoxes, bbox2roi, bbox_overlaps
 from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -85,6 +86,7 @@ DETECTORS = {
     'dist-fcos': Detector(
         'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', dict(type='DistributionFCOSHead')
     ),
+    'faster-rcnn': Detector('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'),
     'rotated-retinanet': Detector(
         'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld_1x_dota.py',
         dict(type='mmdet.DistributionRotatedRetinaHead'),
@@ -94,7 +96,7 @@ STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 RECIPES = {
     name: value
     for name, value in vars(recipes).items()
-    if isinstance(value, dict) and not name.startswith('_') and 'two_stage' not in name
+    if isinstance(value, dict) and not name.startswith('_')
 }
 PRECISIONS = ('fp32', 'bf16')
 ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
@@ -173,8 +175,16 @@ def detector(which: Detector, depth: int, channels: int) -> ConfigDict:
     widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
     model.backbone.update(depth=depth, init_cfg=None)
     model.neck.update(in_channels=widths, out_channels=channels)
-    model.bbox_head.update(in_channels=channels, feat_channels=channels, **which.head)
+    model[dense_head(model)].update(in_channels=channels, feat_channels=channels, **which.head)
+    if 'roi_head' in model:
+        model.roi_head.bbox_roi_extractor.out_channels = channels
+        model.roi_head.bbox_head.in_channels = channels
     return model
+
+
+def dense_head(model: Mapping[str, Any]) -> str:
+    """The key of the head that predicts at every position."""
+    return 'rpn_head' if 'roi_head' in model else 'bbox_head'
 
 
 class Bench:
@@ -189,8 +199,12 @@ class Bench:
         self.device = torch.device(args.device)
         self.which = DETECTORS[args.detector]
         student = detector(self.which, args.student, args.channels)
-        classes, rotated = student.bbox_head.num_classes, self.which.scope == 'mmrotate'
-        self.batch = Batch.random(args, self.device, classes, rotated)
+        self.has_two_stages = 'roi_head' in student
+        classifier = student.get('roi_head', student).bbox_head
+        self.batch = Batch.random(
+            args, self.device, classifier.num_classes, self.which.scope == 'mmrotate'
+        )
+        self.rois = self._rois(student.train_cfg.rcnn.sampler.num) if self.has_two_stages else None
         self.student = self._build(student)
         self.eager = self._build(detector(self.which, args.teacher, args.channels)).eval()
 
@@ -216,6 +230,11 @@ class Bench:
                     num_bytes(model) + weights,
                     weights,
                 )
+
+    def _rois(self, number: int) -> Tensor:
+        """Boxes for the eager teacher's RoI head: ``number`` an image, over and over."""
+        boxes = [sample.gt_instances.bboxes for sample in self.batch.samples]
+        return bbox2roi([b.repeat(-(-number // len(b)), 1)[:number] for b in boxes])
 
     def _plugin_teacher(self, model: nn.Module, precision: str) -> Case:
         weights = model.teacher.num_bytes
@@ -246,19 +265,27 @@ class Bench:
         model = detector(self.which, self.args.student, self.args.channels)
         teacher = detector(self.which, self.args.teacher, self.args.channels)
         config = dict(model=teacher, default_scope=self.which.scope)
+        stages = 'TwoStage' if self.has_two_stages else 'SingleStage'
         model.update(
-            type='mmdet.DistilledSingleStageDetector',
+            type=f'mmdet.Distilled{stages}Detector',
             teacher=dict(config=config, checkpoint=None, precision=precision),
             distillers=distillers,
         )
         built = self._build(model)
-        for part in ('backbone', 'neck', 'bbox_head'):
+        heads = ('rpn_head', 'roi_head') if self.has_two_stages else ('bbox_head',)
+        for part in ('backbone', 'neck', *heads):
             setattr(built, part, getattr(self.student, part))
         return built
 
     @torch.no_grad()
     def _look(self) -> tuple:
-        return self.eager.bbox_head(self.eager.extract_feat(self.batch.images))
+        teacher = self.eager
+        features = teacher.extract_feat(self.batch.images)
+        if self.rois is None:
+            return teacher.bbox_head(features)
+        pool, head = teacher.roi_head.bbox_roi_extractor, teacher.roi_head.bbox_head
+        pooled = pool(features[: pool.num_inputs], self.rois)
+        return (*teacher.rpn_head(features), *head(pooled))
 
     def _look_and_step(self) -> None:
         seen = self._look()
@@ -463,10 +490,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--recipes',
         nargs='+',
-        default=list(RECIPES),
+        default=[name for name in RECIPES if 'two_stage' not in name],
         choices=list(RECIPES),
         metavar='NAME',
-        help=f'of {", ".join(RECIPES)} (default: all); LD needs a head with distributions',
+        help=f'of {", ".join(RECIPES)} (default: all for one stage); LD needs a head with '
+        'distributions',
     )
     add('--json', type=Path, metavar='OUT', help='also write the results here')
     options = parser.parse_args(args)
