@@ -2,9 +2,10 @@
 
     python tools/benchmark_methods.py data/bccd --jobs 2
 
-    python tools/benchmark_methods.py data/bccd --families GFL --methods bckd:0.25 ld_full+pkd
+    python tools/benchmark_methods.py data/bccd --families GFL --methods fitnet ld_full+pkd:0.5
 
-The second line measures other weights, all those of ``bckd`` times 0.25, and two recipes together.
+The second line measures the baseline that the papers share, and two recipes together, the weights
+of one of them halved.
 
 A family is a stock detector of MMDetection, made small. Its teacher is R-18 with 64 channels in
 neck and head, its student the same with half of the backbone's channels. Where a stock head has no
@@ -41,7 +42,7 @@ class Family:
 
     Attributes:
         config: Its stock config.
-        methods: Names of recipes.
+        methods: Names of recipes, those of the papers, unless ``--methods`` names others.
         head: What differs from the stock dense head.
         detector: The plugin's detector for its student.
         low_precision: Of the teacher's forward pass with ``--bf16``.
@@ -56,7 +57,7 @@ class Family:
     seeds: tuple[int, ...] = (0,)
 
 
-_DENSE = ('bckd', 'rm_pfi', 'defeat', 'crosskd', 'pkd', 'fitnet')
+_DENSE = ('bckd', 'rm_pfi', 'defeat', 'crosskd', 'pkd')
 _GIOU = dict(type='GIoULoss', loss_weight=2.0)
 _GROUP_NORM = dict(type='GN', num_groups=32)  # which the other heads have; without, it diverges
 FAMILIES = {
@@ -78,7 +79,7 @@ FAMILIES = {
     ),
     'Faster R-CNN': Family(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-        ('defeat_two_stage', 'bckd', 'rm_pfi', 'pkd', 'fitnet'),
+        ('defeat_two_stage', 'bckd', 'rm_pfi', 'pkd'),
         detector='DistilledTwoStageDetector',
         low_precision='fp32',  # mmcv's RoI operators take nothing less on a processor
     ),
@@ -196,7 +197,7 @@ def parse_args() -> argparse.Namespace:
         '--methods',
         nargs='+',
         metavar='METHOD',
-        help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: those that fit)",
+        help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: the papers' that fit)",
     )
     args = bccd.parse_common_args(parser, work_dir='work_dirs/methods', seeds=None)
     try:
