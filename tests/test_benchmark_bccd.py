@@ -152,6 +152,19 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     assert not loading
 
 
+def test_a_part_in_bfloat16_hands_out_float32() -> None:
+    torch.manual_seed(0)
+    part, image = torch.nn.Conv2d(3, 4, 1), torch.randn(1, 3, 2, 2)
+    exact = part(image)
+    benchmark.use_bf16(part)
+    rounded = part(image)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert 0 < (rounded - exact).abs().max() < 0.05
+    ((level,), (other,)) = benchmark.in_float32(([image.bfloat16()], (image.bfloat16(),)))
+    assert level.dtype == other.dtype == torch.float32
+
+
 def test_every_variant_is_a_config() -> None:
     for name in (benchmark.TEACHER, *benchmark.VARIANTS.values()):
         assert (benchmark.CONFIGS / f'{name}.py').is_file()

@@ -40,31 +40,36 @@ def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
     assert steps['mmdet LDHead']['to_ld_head'] == {'wall': 1, 'processor': 1}
 
 
-def test_measures_rotated_students(tmp_path: Path) -> None:
-    pytest.importorskip('mmrotate')
-    options = OPTIONS.replace('ld_full', 'rotated_ld_kld bckd').split()
+@pytest.mark.parametrize(
+    ('detector', 'recipes'),
+    [
+        ('rotated-retinanet', ['rotated_ld_kld', 'bckd']),
+        ('faster-rcnn', ['defeat_two_stage', 'pkd']),
+    ],
+)
+def test_measures_other_students(detector: str, recipes: list[str], tmp_path: Path) -> None:
+    if benchmark.DETECTORS[detector].scope == 'mmrotate':
+        pytest.importorskip('mmrotate')
+    options = OPTIONS.replace('ld_full', ' '.join(recipes)).split()
     path = tmp_path / 'speed.json'
-    command = [*options, '--detector', 'rotated-retinanet', '--batch', '1', '--json', str(path)]
+    command = [*options, '--detector', detector, '--batch', '1', '--json', str(path)]
     assert benchmark.main(command) == 0
     rows = {row['name']: row for row in json.loads(path.read_text())['steps']}
     assert 'mmdet LDHead' not in rows
-    for name in ('rotated_ld_kld, fp32', 'rotated_ld_kld, bf16', 'bckd, fp32', 'bckd, bf16'):
+    for name in (f'{recipe}, {p}' for recipe in recipes for p in benchmark.PRECISIONS):
         assert rows[name]['to_floor']['processor'] > 0
         assert rows[name]['peak_to_budget'] > 0.9
 
 
-def test_measures_two_stages(tmp_path: Path) -> None:
-    options = OPTIONS.replace('ld_full', 'defeat_two_stage pkd').split()
-    path = tmp_path / 'speed.json'
-    command = [*options, '--detector', 'faster-rcnn', '--batch', '1', '--json', str(path)]
-    assert benchmark.main(command) == 0
-    rows = {row['name']: row for row in json.loads(path.read_text())['steps']}
-    assert 'mmdet LDHead' not in rows
-    for name in ('defeat_two_stage', 'pkd'):
-        for precision in benchmark.PRECISIONS:
-            row = rows[f'{name}, {precision}']
-            assert row['to_floor']['processor'] > 0
-            assert row['peak_to_budget'] > 0.9
+def test_the_eager_teacher_classifies_as_many_boxes_as_the_student_samples() -> None:
+    options = '--detector faster-rcnn --teacher 18 --channels 32 --size 64 --objects 3'
+    bench = benchmark.Bench(benchmark.parse_args(options.split()))
+    images, counts = bench.rois[:, 0].unique(return_counts=True)
+    assert images.tolist() == [0, 1]
+    assert counts.tolist() == [bench.student.train_cfg.rcnn.sampler.num] * 2
+    *_, classes, boxes = bench._look()
+    assert classes.shape == (1024, 81)
+    assert boxes.shape == (1024, 320)
 
 
 def test_ratios_are_taken_within_a_round() -> None:

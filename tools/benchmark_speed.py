@@ -175,16 +175,12 @@ def detector(which: Detector, depth: int, channels: int) -> ConfigDict:
     widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
     model.backbone.update(depth=depth, init_cfg=None)
     model.neck.update(in_channels=widths, out_channels=channels)
-    model[dense_head(model)].update(in_channels=channels, feat_channels=channels, **which.head)
+    dense = model.get('bbox_head') or model.rpn_head
+    dense.update(in_channels=channels, feat_channels=channels, **which.head)
     if 'roi_head' in model:
         model.roi_head.bbox_roi_extractor.out_channels = channels
         model.roi_head.bbox_head.in_channels = channels
     return model
-
-
-def dense_head(model: Mapping[str, Any]) -> str:
-    """The key of the head that predicts at every position."""
-    return 'rpn_head' if 'roi_head' in model else 'bbox_head'
 
 
 class Bench:
@@ -232,7 +228,7 @@ class Bench:
                 )
 
     def _rois(self, number: int) -> Tensor:
-        """Boxes for the eager teacher's RoI head: ``number`` an image, over and over."""
+        """(R, 5), the objects, repeated to ``number`` an image: what the eager RoI head pools."""
         boxes = [sample.gt_instances.bboxes for sample in self.batch.samples]
         return bbox2roi([b.repeat(-(-number // len(b)), 1)[:number] for b in boxes])
 
@@ -272,9 +268,8 @@ class Bench:
             distillers=distillers,
         )
         built = self._build(model)
-        heads = ('rpn_head', 'roi_head') if self.has_two_stages else ('bbox_head',)
-        for part in ('backbone', 'neck', *heads):
-            setattr(built, part, getattr(self.student, part))
+        for part, module in self.student.named_children():
+            setattr(built, part, module)
         return built
 
     @torch.no_grad()
