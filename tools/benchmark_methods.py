@@ -81,7 +81,7 @@ FAMILIES = {
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
         ('defeat_two_stage', 'bckd', 'rm_pfi', 'pkd'),
         detector='DistilledTwoStageDetector',
-        low_precision='fp32',  # which pooling is in any case
+        low_precision='fp32',  # as measured; RoI pooling is in fp32 in any case
     ),
 }
 
