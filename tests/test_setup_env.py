@@ -276,10 +276,14 @@ def test_active_environment_in_which_all_imports_is_used(machine: Machine) -> No
 
 
 def test_active_environment_that_lacks_something_is_left_alone(machine: Machine) -> None:
-    machine.add_interpreter(machine.fake / 'active' / 'bin' / 'python')
+    folder = machine.fake / 'active' / 'bin'
+    for name in ('python', 'python3'):
+        machine.add_interpreter(folder / name)
     machine.environ['CONDA_PREFIX'] = str(machine.fake / 'active')
+    machine.environ['PATH'] = f'{folder}:{machine.bin}'
     output = machine.succeeds()
     assert output.startswith('not using the active environment')
+    assert output.count('not using') == 1  # though both of its names are there
     assert 'torch torch: not installed' in output
     assert (machine.clone / '.venv' / 'complete').exists()
     assert not (machine.fake / 'active' / 'complete').exists()

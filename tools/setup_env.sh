@@ -34,9 +34,14 @@ minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # Interpreters of active environments, the most explicit first.
 active_interpreters() {
-    [[ -z "${VIRTUAL_ENV:-}" ]] || echo "$VIRTUAL_ENV/bin/python"
-    [[ -z "${CONDA_PREFIX:-}" ]] || echo "$CONDA_PREFIX/bin/python"
-    command -v python3 || true
+    local folder plain
+    plain="$(command -v python3 || true)"
+    for folder in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
+        [[ -n "$folder" ]] || continue
+        echo "$folder/bin/python"
+        [[ "$plain" != "$folder/bin/"* ]] || plain='' # the same one
+    done
+    [[ -z "$plain" ]] || echo "$plain"
 }
 
 # Succeeds if everything imports; else $complaint has a line `STEP MODULE: REASON` for what does not.
