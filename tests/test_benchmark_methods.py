@@ -42,7 +42,10 @@ def test_models_build(family: str, tmp_path: Path) -> None:
     [
         ('teacher', 'gfl_r18_fpn_18e_bccd.py'),
         ('alone', 'gfl_r18-half_fpn_6e_bccd.py'),
-        ('ld_full+bckd:2+defeat:2', 'ld-bckd2-defeat2_r18-half-gfl-r18_fpn_6e_bccd.py'),
+        (
+            'ld_full+bckd:2+rm_pfi+defeat:2',
+            'ld-bckd2-rm-pfi-defeat2_r18-half-gfl-r18_fpn_6e_bccd.py',
+        ),
     ],
 )
 def test_configs_say_what_is_measured(method: str, config: str) -> None:

@@ -1,7 +1,7 @@
-# Among what brought most by the short schedule: LD at its published weights, BCKD and DeFeat at
-# twice theirs.
+# What brought most by the short schedule: the four papers together, LD, rank mimicking and PFI at
+# their published weights, BCKD and DeFeat at twice theirs.
 _base_ = 'gfl_r18-half_fpn_6e_bccd.py'
-from ld_plugin.recipes import bckd, defeat, ld_full
+from ld_plugin.recipes import bckd, defeat, ld_full, rm_pfi
 
 model = dict(
     type='DistilledSingleStageDetector',
@@ -11,6 +11,7 @@ model = dict(
     ),
     distillers=dict(
         **ld_full,
+        **rm_pfi,
         **{
             key: dict(distiller, schedule=dict(type='ConstantSchedule', value=2.0))
             for key, distiller in (bckd | defeat).items()
