@@ -58,11 +58,39 @@ def modulated_binary_cross_entropy(student: Tensor, teacher: Tensor, beta: float
     Returns:
         (..., C). Where the scores are equal, value (unless ``beta`` is 0) and gradient are 0.
     """
-    student, target = at_least_float32(student), at_least_float32(teacher.detach()).sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(student, target, reduction='none')
+    student = at_least_float32(student)
+    # laid out in memory as the student's, for passes over both of them together are faster then
+    target = torch.empty_like(student).copy_(teacher.detach()).sigmoid_()
     if beta == 0:
-        return entropy
-    return entropy * (target - student.sigmoid()).abs().pow(beta)
+        return F.binary_cross_entropy_with_logits(student, target, reduction='none')
+    return _ModulatedEntropy.apply(student, target, beta)
+
+
+class _ModulatedEntropy(torch.autograd.Function):
+    r"""With its slope in closed form, which takes half as many passes over the logits.
+
+    With :math:`d = s_S - s_T` and the entropy H it is
+    :math:`\mathrm{sign}(d) |d|^{\beta - 1} (d^2 + \beta H s_S (1 - s_S))`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, beta: float) -> Tensor:
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
+        score = logits.sigmoid()
+        difference = score - target
+        distance = difference.abs()
+        if ctx.needs_input_grad[0]:
+            spread = score.mul_(1 - score).mul_(entropy)
+            slope = spread.mul_(beta).addcmul_(difference, difference)
+            slope.mul_(difference.sign_())
+            ctx.save_for_backward(slope if beta == 1 else slope.mul_(distance.pow(beta - 1)))
+        return entropy.mul_(distance if beta == 1 else distance.pow(beta))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return upstream * slope, None, None
 
 
 def feature_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
