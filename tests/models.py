@@ -17,6 +17,7 @@ from mmdet.structures import DetDataSample
 from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.data import Dataset
@@ -166,8 +167,9 @@ def tiny_runner(
     epochs: int = 2,
     size: int = 64,
     shuffle: bool = True,
+    runner: type[Runner] | type[FlexibleRunner] = Runner,
     **overrides: Any,
-) -> Runner:
+) -> Runner | FlexibleRunner:
     """An mmengine runner that trains on :class:`TinyDataset` and keeps every epoch's checkpoint."""
     settings = dict(
         train_dataloader=dict(
@@ -187,4 +189,4 @@ def tiny_runner(
         experiment_name=f'tiny_{time.time_ns()}',
         log_level='WARNING',
     )
-    return Runner(model=model, work_dir=str(work_dir), **(settings | overrides))
+    return runner(model=model, work_dir=str(work_dir), **(settings | overrides))

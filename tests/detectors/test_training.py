@@ -11,6 +11,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import nn
 
 from ld_plugin import launch
@@ -211,6 +212,27 @@ def test_training_resumed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
     assert any(not torch.equal(whole[name], before[name]) for name in whole)
     for name in whole:
         assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_flexible_runner_trains_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def train(name: str, **options: Any) -> dict[str, torch.Tensor]:
+        tiny_runner(distilled(), tmp_path / name, **options).train()
+        return torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)['state_dict']
+
+    flexible = dict(runner=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))
+    expected = train('plain')
+    whole, second_epoch = Recorder(), Recorder()
+    halfway = str(tmp_path / 'plain' / 'epoch_1.pth')
+    weights = [
+        train('whole', custom_hooks=[whole], **flexible),
+        train('resumed', custom_hooks=[second_epoch], resume=halfway, **flexible),
+    ]
+    assert len(whole.losses) == 4
+    assert second_epoch.losses == whole.losses[2:]
+    for found in weights:
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert torch.equal(found[name], expected[name]), name
 
 
 def test_accumulated_gradients_of_localization_distillation_equal_those_of_the_whole_batch() -> (
