@@ -28,6 +28,8 @@ class Assignment:
         num_classes: C.
         positive_gts: Per image, (number of its positives,): the index of each positive's ground
             truth in that image, positives in the order of priors; None if the reader cannot tell.
+        unknown: (N, P) bool, True for the student's positives of classes that the teacher does not
+            know, which count as background in ``labels``; None if it knows all classes.
     """
 
     labels: Tensor
@@ -35,6 +37,11 @@ class Assignment:
     valid: Tensor
     num_classes: int
     positive_gts: Sequence[Tensor] | None = None
+    unknown: Tensor | None = None
+
+    def where_known(self, weights: Tensor) -> Tensor:
+        """``weights`` (N, P), but 0 where the teacher does not know the prior's class."""
+        return weights if self.unknown is None else weights.masked_fill(self.unknown, 0)
 
     @cached_property
     def positive(self) -> Tensor:

@@ -213,7 +213,7 @@ class ClassMatch:
         return outputs if self.is_identity else _take_classes(outputs, self.teacher)
 
     def assignment(self, assignment: Assignment) -> Assignment:
-        """Labels count the pairs; positives without a partner belong to no region any more."""
+        """Labels count the pairs; positives without a partner become ``unknown`` background."""
         if self.covers_student:
             return assignment
         count = len(self.student)
@@ -225,6 +225,7 @@ class ClassMatch:
             label_weights=assignment.label_weights.masked_fill(lost, 0),
             num_classes=count,
             positive_gts=_kept_gts(assignment, assignment.positive & ~lost),
+            unknown=lost,
         )
 
     def rois(self, stage: RoIStage) -> RoIStage:

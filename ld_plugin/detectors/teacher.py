@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from ..checks import check_above_zero
 from ..dense import ClassMatch, DenseOutputs, HeadRecorder, HeadSpec, get_reader
 from ..dense.head_features import HeadFeatures
 from ..dense.matching import box_scale, rescaled, rescaled_spec
@@ -115,10 +116,7 @@ class FrozenTeacher:
             raise ConfigError(
                 f'model.teacher.precision: found {precision!r}, expected one of {list(PRECISIONS)}.'
             )
-        if not isinstance(image_scale, (int, float)) or not image_scale > 0:
-            raise ConfigError(
-                f'model.teacher.image_scale: found {image_scale!r}, expected a number above 0.'
-            )
+        check_above_zero(**{'model.teacher.image_scale': image_scale})
         if not isinstance(class_map, Mapping | None):
             raise ConfigError(
                 f'model.teacher.class_map: found {class_map!r}, expected a dict from classes of '

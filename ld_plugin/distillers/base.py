@@ -11,6 +11,7 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
+from ..losses.eager_gradient import takes_rows_together
 from ..regions import MainRegion, Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
@@ -39,6 +40,8 @@ class Distiller(nn.Module, ABC):
             of a two-stage detector's proposals).
         reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
             ground truth).
+        compares_maps: Whether its loss may take the rows of a level together, as
+            ``PearsonFeatureLoss`` does.
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
         loss_registry: Where ``loss`` is looked up.
         loss_base: What ``loss`` has to be derived from.
@@ -50,6 +53,7 @@ class Distiller(nn.Module, ABC):
     head_layers: frozenset[int] = frozenset()
     loss_registry: ClassVar[Registry] = LOSSES
     loss_base: ClassVar[type[nn.Module]] = DistillationLoss
+    compares_maps: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
@@ -61,6 +65,12 @@ class Distiller(nn.Module, ABC):
                 f'loss: found {type(loss).__name__}, which does not compare what '
                 f'{type(self).__name__} reads, expected one derived from '
                 f'{self.loss_base.__name__}. Registered: {", ".join(self._fitting_losses())}.'
+            )
+        if takes_rows_together(loss) and not self.compares_maps:
+            raise ConfigError(
+                f'loss: found {type(loss).__name__}, which compares whole maps, but '
+                f'{type(self).__name__} weights every position by itself. Expected a loss of '
+                'single rows; FeatureDistiller takes either.'
             )
         self.region = region
         self.loss = loss
@@ -246,6 +256,8 @@ def _build_distiller(
         defaults = getattr(cls, 'defaults', {})
         cfg = {**defaults, **cfg}
         losses = getattr(cls, 'loss_registry', LOSSES)
+        if cfg.get('schedule') is None:
+            cfg.pop('schedule', None)
         for part, registry in (('loss', losses), ('schedule', SCHEDULES)):
             if part in cfg:
                 parts[part] = build(registry, cfg.pop(part), f'{key}.{part}')

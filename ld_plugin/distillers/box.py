@@ -14,6 +14,7 @@ from mmdet.models.losses import (
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ..checks import check_not_negative
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
@@ -48,7 +49,8 @@ class BoxDistiller(Distiller):
         schedule: A factor over training.
 
     Raises:
-        ConfigError: The boxes are rotated, and the loss is one of horizontal boxes.
+        ConfigError: The loss is not one of boxes, or its weight is negative, or the boxes are
+            rotated and the loss is one of horizontal boxes.
     """
 
     reads = frozenset({'class_logits', 'boxes'})
@@ -95,11 +97,17 @@ class BoxDistiller(Distiller):
 
 
 def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
-    """Refuse a loss of horizontal boxes between rotated ones.
+    """Refuse negative weights, losses of class scores, and those of other boxes than the head's.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: It is one of these.
     """
+    check_not_negative(**{f'{key}.loss_weight': getattr(loss, 'loss_weight', 1)})
+    if hasattr(loss, 'use_sigmoid'):
+        raise ConfigError(
+            f'{key}: found {type(loss).__name__}, which compares class scores, expected a loss '
+            "between boxes such as dict(type='BoxLoss')."
+        )
     if student.box_dim == 5 and isinstance(loss, OF_HORIZONTAL_BOXES):
         raise ConfigError(
             f'{key}: found {type(loss).__name__}, which compares horizontal boxes, but '

@@ -106,7 +106,8 @@ class ClassificationDistiller(Distiller):
     def _weights(self, context: DistillationContext) -> Tensor:
         """(N, P)."""
         if self.weights == 'region':
-            return context.select(self.region).weights.float()
+            weights = context.select(self.region).weights.float()
+            return context.assignment.where_known(weights)
         return context.assignment.label_weights
 
     def _level_divisors(self, context: DistillationContext) -> Tensor:

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..checks import check_not_negative
 from ..dense import DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..dense.positions import mean_counts
-from ..errors import ConfigError
 from ..losses import DecoupledLoss, DistillationLoss, eager_gradient, pieces_of
 from ..losses.functional import at_least_float32
 from ..regions import Region
@@ -40,9 +40,10 @@ class DecoupledFeatureDistiller(FeatureDistiller):
         background_weight: a_bg, at least 0.
 
     Raises:
-        ConfigError: A weight is negative.
+        ConfigError: A weight is negative, or the loss compares whole maps.
     """
 
+    compares_maps = False
     defaults: ClassVar = dict(
         region=dict(type='GTCellsRegion'), loss=dict(type='FeatureMSELoss', loss_weight=1.0)
     )
@@ -56,10 +57,7 @@ class DecoupledFeatureDistiller(FeatureDistiller):
         background_weight: float = 12.0,
     ) -> None:
         super().__init__(region, loss, schedule)
-        weights = dict(object_weight=object_weight, background_weight=background_weight)
-        for name, value in weights.items():
-            if not value >= 0:  # refuses NaN, too
-                raise ConfigError(f'{name}: found {value}, expected at least 0.')
+        check_not_negative(object_weight=object_weight, background_weight=background_weight)
         self.object_weight = object_weight
         self.background_weight = background_weight
 

@@ -35,6 +35,7 @@ class FeatureDistiller(Distiller):
     """
 
     reads = frozenset({'features'})
+    compares_maps = True
     defaults: ClassVar = dict(
         region=dict(type='EverywhereRegion'),
         loss=dict(type='FeatureMSELoss', loss_weight=2.0),

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..checks import check_above_zero
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..losses import DistillationLoss
@@ -73,8 +74,7 @@ class LocalizationDistiller(Distiller):
         for name, value in (('divisor', divisor), ('reference_images', reference_images)):
             if value is None:
                 continue
-            if not value > 0:  # refuses NaN, too
-                raise ConfigError(f'{name}: found {value}, expected a number above 0.')
+            check_above_zero(**{name: value})
             if normalizer != 'images':
                 raise ConfigError(
                     f'{name}: found {value} beside normalizer={normalizer!r}, which divides by the '

@@ -46,10 +46,11 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
             orders of magnitude, so that the published weight would do next to nothing.
 
     Raises:
-        ConfigError: ``on`` is neither.
+        ConfigError: ``on`` is neither, or the loss compares whole maps.
     """
 
     reads = frozenset({'class_logits', 'features'})
+    compares_maps = False
     defaults: ClassVar = dict(
         region=dict(type='EverywhereRegion'),
         loss=dict(type='FeatureMSELoss', loss_weight=1.5),

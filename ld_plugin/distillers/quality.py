@@ -32,9 +32,11 @@ class QualityDistiller(Distiller):
     )
 
     def distill(self, context: DistillationContext) -> Tensor:
-        at = context.select(self.region).priors
+        selection = context.select(self.region)
+        at = selection.priors
         return self.loss(
             context.student.quality_logits(at),
             context.teacher.quality_logits(at),
+            weight=at.take(context.assignment.where_known(selection.weights > 0)).float(),
             avg_factor=context.mean_num_positives,
         )

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from mmengine.logging import MessageHub
 
-from ..errors import ConfigError
+from ..checks import check_count, check_not_negative
 from ..registry import SCHEDULES
 
 
@@ -28,7 +28,7 @@ class ConstantSchedule(Schedule):
     """
 
     def __init__(self, value: float = 1.0) -> None:
-        _check_not_negative(value=value)
+        check_not_negative(value=value)
         self.value = value
 
     def factor(self) -> float:
@@ -48,7 +48,7 @@ class LinearDecaySchedule(Schedule):
     """
 
     def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
-        _check_not_negative(start=start, end=end)
+        check_not_negative(start=start, end=end)
         self.start = start
         self.end = end
 
@@ -69,21 +69,14 @@ class LinearWarmupSchedule(Schedule):
     """
 
     def __init__(self, iters: int, start: float = 0.0) -> None:
-        if iters < 1:
-            raise ConfigError(f'iters: found {iters}, expected at least 1.')
-        _check_not_negative(start=start)
+        check_count(1, iters=iters)
+        check_not_negative(start=start)
         self.iters = iters
         self.start = start
 
     def factor(self) -> float:
         done = min(_progress('iter') / self.iters, 1.0)
         return self.start + (1 - self.start) * done
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:  # refuses NaN, too
-            raise ConfigError(f'{name}: found {value}, expected at least 0.')
 
 
 def _progress(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..checks import is_count
 from ..errors import ConfigError
 
 
@@ -11,7 +12,7 @@ def check_count(name: str, value: Any, meaning: str) -> None:
     Raises:
         ConfigError: ``value`` is something else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value, 1):
         raise ConfigError(
             f'bbox_head.{name}: found {value!r}, expected a whole number of at least 1: {meaning}.'
         )

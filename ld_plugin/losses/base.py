@@ -6,7 +6,7 @@ from typing import ClassVar
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..checks import check_not_negative
 
 
 class WeightedLoss(nn.Module):
@@ -21,8 +21,7 @@ class WeightedLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
-        if not loss_weight >= 0:  # refuses NaN, too
-            raise ConfigError(f'loss_weight: found {loss_weight}, expected at least 0.')
+        check_not_negative(loss_weight=loss_weight)
         self.loss_weight = loss_weight
 
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..checks import check_not_negative
 from ..errors import ConfigError
 from ..registry import LOSSES
 from .base import DistillationLoss
@@ -26,7 +27,8 @@ class BinaryKDLoss(DistillationLoss):
 
     def __init__(self, beta: float = 1.0, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
-        if not (beta == 0 or beta >= 1):  # refuses NaN, too
+        check_not_negative(beta=beta)
+        if 0 < beta < 1:
             raise ConfigError(f'beta: found {beta}, expected 0 or at least 1.')
         self.beta = beta
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..checks import check_above_zero
 from ..errors import ConfigError
 from ..registry import LOSSES
 from .base import DistillationLoss
@@ -35,8 +36,7 @@ class DistributionKLLoss(DistillationLoss):
         class_reduction: str = 'mean',
     ) -> None:
         super().__init__(loss_weight)
-        if not temperature > 0:  # refuses NaN, too
-            raise ConfigError(f'temperature: found {temperature}, expected a number above 0.')
+        check_above_zero(temperature=temperature)
         if class_reduction not in ('mean', 'sum'):
             raise ConfigError(
                 f"class_reduction: found {class_reduction!r}, expected 'mean' or 'sum'."

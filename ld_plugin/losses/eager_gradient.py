@@ -44,10 +44,14 @@ def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) ->
         loss: What looks at it; in one piece if its rows, or those of a part of it, depend on one
             another.
     """
-    parts = () if loss is None else loss.modules()
-    if not all(getattr(part, 'rows_are_independent', True) for part in parts):
+    if loss is not None and takes_rows_together(loss):
         return 1
     return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / 2**19))
+
+
+def takes_rows_together(loss: nn.Module) -> bool:
+    """Whether a row's loss, or that of a part of the loss, depends on other rows."""
+    return not all(getattr(part, 'rows_are_independent', True) for part in loss.modules())
 
 
 class _EagerGradient(torch.autograd.Function):

@@ -78,7 +78,8 @@ class Region(ABC):
 
     def position_weight(self, context: DistillationContext, selection: Selection) -> Tensor:
         """(K,), how much each selected prior counts for localization distillation. No gradient."""
-        return selection.priors.take(selection.weights).float()
+        known = context.assignment.where_known(selection.weights)
+        return selection.priors.take(known).float()
 
     @torch.no_grad()
     def __call__(self, context: DistillationContext) -> Selection:

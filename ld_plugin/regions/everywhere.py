@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..checks import check_flag
 from ..dense import DistillationContext
 from ..registry import REGIONS
 from .base import Region
@@ -16,11 +17,15 @@ class EverywhereRegion(Region):
         exclude_positives: Leave the student's positives out; the rest is what the LD authors take
             for the valuable localization region of point-based heads, and localization
             distillation divides by that region's constant.
+
+    Raises:
+        ConfigError: ``exclude_positives`` is neither True nor False.
     """
 
     whole_levels = True
 
     def __init__(self, exclude_positives: bool = False) -> None:
+        check_flag(exclude_positives=exclude_positives)
         self.exclude_positives = exclude_positives
 
     @property

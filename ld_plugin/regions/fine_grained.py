@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_share
 from ..dense import DistillationContext
-from ..errors import ConfigError
 from ..registry import REGIONS
 from .base import Region, comparable_boxes
 from .geometry import fine_grained_region
@@ -26,8 +26,8 @@ class FineGrainedRegion(Region):
     """
 
     def __init__(self, share: float = 0.5, rotated: bool = False) -> None:
-        if not 0 < share < 1:
-            raise ConfigError(f'share: found {share}, expected a number between 0 and 1.')
+        check_share(share=share)
+        check_flag(rotated=rotated)
         self.share = share
         self.rotated = rotated
 

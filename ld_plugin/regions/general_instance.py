@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_share
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
@@ -34,12 +35,8 @@ class GIRegion(Region):
     reads = frozenset({'class_logits', 'boxes'})
 
     def __init__(self, topk: int = 10, iou_threshold: float = 0.3, scope: str = 'image') -> None:
-        if not isinstance(topk, int) or topk < 1:
-            raise ConfigError(f'topk: found {topk}, expected an integer of at least 1.')
-        if not 0 < iou_threshold < 1:
-            raise ConfigError(
-                f'iou_threshold: found {iou_threshold}, expected a number between 0 and 1.'
-            )
+        check_count(1, topk=topk)
+        check_share(iou_threshold=iou_threshold)
         if scope not in SCOPES:
             raise ConfigError(f'scope: found {scope!r}, expected one of {SCOPES}.')
         self.topk = topk

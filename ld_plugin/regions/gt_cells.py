@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_above_zero
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
@@ -32,8 +33,8 @@ class GTCellsRegion(Region):
     def __init__(self, levels: str = 'size', finest_scale: float | None = None) -> None:
         if levels not in LEVELS:
             raise ConfigError(f'levels: found {levels!r}, expected one of {LEVELS}.')
-        if finest_scale is not None and not finest_scale > 0:
-            raise ConfigError(f'finest_scale: found {finest_scale}, expected a number above 0.')
+        if finest_scale is not None:
+            check_above_zero(finest_scale=finest_scale)
         self.levels = levels
         self.finest_scale = finest_scale
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_flag, check_share
 from ..dense import DistillationContext
-from ..errors import ConfigError
 from ..registry import REGIONS
 from .base import Region, comparable_boxes
 from .geometry import overlap_region
@@ -30,10 +30,9 @@ class OverlapRegion(Region):
     """
 
     def __init__(self, alpha: float = 0.25, topk: int = 9, rotated: bool = False) -> None:
-        if not 0 < alpha < 1:
-            raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
-        if not isinstance(topk, int) or topk < 2:
-            raise ConfigError(f'topk: found {topk}, expected an integer of at least 2.')
+        check_share(alpha=alpha)
+        check_count(2, topk=topk)
+        check_flag(rotated=rotated)
         self.alpha = alpha
         self.topk = topk
         self.rotated = rotated

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_flag, check_share
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
@@ -40,10 +41,9 @@ class ValuableLocalizationRegion(Region):
         exclude_positives: bool = False,
         rotated: bool = False,
     ) -> None:
-        if not 0 < alpha < 1:
-            raise ConfigError(f'alpha: found {alpha}, expected a number between 0 and 1.')
-        if not isinstance(topk, int) or topk < 2:
-            raise ConfigError(f'topk: found {topk}, expected an integer of at least 2.')
+        check_share(alpha=alpha)
+        check_count(2, topk=topk)
+        check_flag(exclude_positives=exclude_positives, rotated=rotated)
         if overlap not in OVERLAPS:
             raise ConfigError(f'overlap: found {overlap!r}, expected one of {OVERLAPS}.')
         self.alpha = alpha

@@ -17,6 +17,7 @@ from ld_plugin.dense import get_reader, register_reader
 from ld_plugin.dense.readers import GFLReader
 from ld_plugin.dense.readers import base as readers
 from ld_plugin.distillers import ClassificationDistiller, build_distillers
+from ld_plugin.distillers.schedules import ConstantSchedule
 from ld_plugin.launch import build_runner
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
@@ -118,7 +119,7 @@ def test_wrong_loss_of_a_distiller_without_a_default() -> None:
         (dict(type=LD, loss=dict(type=3)), f'{AT}.loss.type: found 3, expected a name or a class'),
         (
             dict(type=LD, loss=dict(type=KL, temperature='10')),
-            f'{AT}.loss: {KL} cannot be built from ',
+            f"{AT}.loss.temperature: found '10', expected a finite number above 0",
         ),
     ],
 )
@@ -129,13 +130,30 @@ def test_wrong_arguments(cfg: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ('part', 'cfg', 'expected'),
     [
-        ('loss', dict(type=KL, temperature=0), 'temperature: found 0, expected a number above 0'),
-        ('loss', dict(type=KL, temperature=-2), 'temperature: found -2, expected a number above 0'),
-        ('loss', dict(type=KL, loss_weight=-1), 'loss_weight: found -1, expected at least 0'),
+        (
+            'loss',
+            dict(type=KL, temperature=0),
+            'temperature: found 0, expected a finite number above 0',
+        ),
+        (
+            'loss',
+            dict(type=KL, temperature=-2),
+            'temperature: found -2, expected a finite number above 0',
+        ),
+        (
+            'loss',
+            dict(type=KL, loss_weight=-1),
+            'loss_weight: found -1, expected a finite number of at least 0',
+        ),
+        (
+            'loss',
+            dict(type=KL, temperature=float('inf')),
+            'temperature: found inf, expected a finite number above 0',
+        ),
         (
             'loss',
             dict(type='FeatureMSELoss', loss_weight=-0.5),
-            'loss_weight: found -0.5, expected at least 0',
+            'loss_weight: found -0.5, expected a finite number of at least 0',
         ),
         (
             'region',
@@ -193,34 +211,64 @@ def test_wrong_arguments(cfg: Any, expected: str) -> None:
             "scope: found 'level', expected one of ('image', 'batch')",
         ),
         (
+            'region',
+            dict(type='GIRegion', topk=True),
+            'topk: found True, expected an integer of at least 1',
+        ),
+        (
+            'region',
+            dict(type='EverywhereRegion', exclude_positives='no'),
+            "exclude_positives: found 'no', expected True or False",
+        ),
+        (
+            'region',
+            dict(type='ValuableLocalizationRegion', exclude_positives='no'),
+            "exclude_positives: found 'no', expected True or False",
+        ),
+        (
+            'region',
+            dict(type='OverlapRegion', rotated=1),
+            'rotated: found 1, expected True or False',
+        ),
+        (
+            'region',
+            dict(type='FineGrainedRegion', rotated='no'),
+            "rotated: found 'no', expected True or False",
+        ),
+        (
             'schedule',
             dict(type='ConstantSchedule', value=-1),
-            'value: found -1, expected at least 0',
+            'value: found -1, expected a finite number of at least 0',
         ),
         (
             'schedule',
             dict(type='ConstantSchedule', value=float('nan')),
-            'value: found nan, expected at least 0',
+            'value: found nan, expected a finite number of at least 0',
         ),
         (
             'schedule',
             dict(type='LinearDecaySchedule', end=-0.1),
-            'end: found -0.1, expected at least 0',
+            'end: found -0.1, expected a finite number of at least 0',
         ),
         (
             'schedule',
             dict(type='LinearDecaySchedule', start=-1),
-            'start: found -1, expected at least 0',
+            'start: found -1, expected a finite number of at least 0',
         ),
         (
             'schedule',
             dict(type='LinearWarmupSchedule', iters=0),
-            'iters: found 0, expected at least 1',
+            'iters: found 0, expected an integer of at least 1',
+        ),
+        (
+            'schedule',
+            dict(type='LinearWarmupSchedule', iters=float('nan')),
+            'iters: found nan, expected an integer of at least 1',
         ),
         (
             'schedule',
             dict(type='LinearWarmupSchedule', iters=9, start=-1),
-            'start: found -1, expected at least 0',
+            'start: found -1, expected a finite number of at least 0',
         ),
     ],
 )
@@ -229,11 +277,33 @@ def test_values_out_of_range(part: str, cfg: dict, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    'name',
+    [
+        LD,
+        'ClassificationDistiller',
+        'QualityDistiller',
+        'PredictionGuidedFeatureDistiller',
+        'DecoupledFeatureDistiller',
+        'CrossHeadDistiller',
+    ],
+)
+def test_loss_of_whole_maps_where_positions_count_by_themselves(name: str) -> None:
+    found = said(dict(type=name, loss=dict(type='PearsonFeatureLoss')))
+    assert found.startswith(f'{AT}.loss: found PearsonFeatureLoss, which compares whole maps, but ')
+
+
+def test_no_schedule_is_a_constant_one() -> None:
+    recipe = dict(ld=dict(ld_main['ld'], schedule=None))
+    model = build(tiny_distilled(distillers=recipe))
+    assert isinstance(model.distillers['ld'].schedule, ConstantSchedule)
+
+
+@pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        (dict(divisor=0), 'divisor: found 0, expected a number above 0'),
-        (dict(divisor=float('nan')), 'divisor: found nan, expected a number above 0'),
-        (dict(reference_images=-3), 'reference_images: found -3, expected a number above 0'),
+        (dict(divisor=0), 'divisor: found 0, expected a finite number above 0'),
+        (dict(divisor=float('nan')), 'divisor: found nan, expected a finite number above 0'),
+        (dict(reference_images=-3), 'reference_images: found -3, expected a finite number above 0'),
         (
             dict(divisor=8, normalizer='level_positions'),
             "divisor: found 8 beside normalizer='level_positions', which divides by the region's",
@@ -306,7 +376,7 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
         ),
         (
             dict(config=dict(model=tiny_gfl()), checkpoint=None, image_scale='2'),
-            "model.teacher.image_scale: found '2', expected a number above 0.",
+            "model.teacher.image_scale: found '2', expected a finite number above 0.",
         ),
         (
             dict(config=dict(model=tiny_gfl()), checkpoint=None, class_map=['circle']),

@@ -12,9 +12,10 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from ld_plugin import ConfigError
-from ld_plugin.dense import DistillationContext
+from ld_plugin.dense import ClassMatch, DistillationContext, TeacherMatch
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.distillers import build_distillers
 from ld_plugin.recipes import (
     bckd,
     crosskd,
@@ -28,6 +29,7 @@ from ld_plugin.recipes import (
     rm_pfi,
     rotated_ld_kld,
 )
+from tests.contexts import context
 from tests.families import ROTATED, scope, tiny
 from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
 
@@ -171,6 +173,41 @@ def test_no_distiller_teaches_a_class_without_a_partner(name: str, tmp_path: Pat
     gradient = student.bbox_head.gfl_cls.weight.grad.flatten(1).abs().sum(1)
     assert gradient[1] == 0
     assert gradient[0] + gradient[2] > 0
+
+
+EVERYWHERE = dict(type='EverywhereRegion')
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='LocalizationDistiller', region=EVERYWHERE),
+        dict(type='LocalizationDistiller', region=dict(EVERYWHERE, exclude_positives=True)),
+        dict(type='LocalizationDistiller', region=EVERYWHERE, normalizer='level_positions'),
+        dict(type='ClassificationDistiller', region=EVERYWHERE),
+        dict(type='ClassificationDistiller', region=EVERYWHERE, weights='region'),
+        dict(type='BoxDistiller', region=EVERYWHERE),
+        dict(type='QualityDistiller', region=EVERYWHERE),
+    ],
+)
+def test_positives_of_a_class_without_a_partner_are_no_background(cfg: dict) -> None:
+    whole = context(images=2)
+    match = TeacherMatch(whole.student.spec, whole.teacher.spec, ClassMatch((0, 2), (0, 2), 3, 3))
+    labels = [torch.arange(len(boxes)) for boxes in whole.gt_bboxes]
+    step = match.context(whole.student, whole.teacher, whole.assignment, whole.gt_bboxes, labels)
+    build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x'](step).backward()
+
+    student = whole.student
+    slopes = [
+        torch.cat([level.grad.abs().sum(1).flatten(1) for level in maps], dim=1)
+        for maps in (student.class_maps, student.box_maps, student.quality_maps)
+        if maps[0].grad is not None
+    ]
+    taught = sum(slopes) > 0
+    unknown = whole.assignment.labels == 1
+    assert unknown.any()
+    assert not taught[unknown].any()
+    assert taught[~unknown & (whole.assignment.labels == 3) & whole.assignment.valid].all()
 
 
 def with_finest_level(model: ConfigDict) -> ConfigDict:

@@ -113,6 +113,18 @@ def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
             "Did you mean 'GIoULoss'",
         ),
         (
+            dict(type='BoxDistiller', loss=dict(type='GIoULoss', loss_weight=-4)),
+            '^model.distillers.x.loss.loss_weight: found -4, expected a finite number',
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='FocalLoss')),
+            '^model.distillers.x.loss: found FocalLoss, which compares class scores, expected a',
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='CrossEntropyLoss')),
+            '^model.distillers.x.loss: found CrossEntropyLoss, which compares class scores',
+        ),
+        (
             dict(type='BoxDistiller', loss=dict(type='GIoULoss', weight=4)),
             '^model.distillers.x.loss: GIoULoss cannot be built.*weight.*It accepts: eps',
         ),

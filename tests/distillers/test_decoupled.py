@@ -151,7 +151,7 @@ NEGATIVE = dict(type='DistributionKLLoss', temperature=-1)
     [
         (
             dict(type='DecoupledFeatureDistiller', object_weight=-1),
-            r'^model\.distillers\.x\.object_weight: found -1, expected at least 0',
+            r'^model\.distillers\.x\.object_weight: found -1, expected a finite number',
         ),
         (
             dict(type='DecoupledFeatureDistiller', background_weight=float('nan')),

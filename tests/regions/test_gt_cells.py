@@ -112,7 +112,7 @@ def test_without_objects_it_is_empty():
     ('arguments', 'message'),
     [
         (dict(levels='area'), "levels: found 'area', expected one of"),
-        (dict(finest_scale=0), 'finest_scale: found 0, expected a number above 0'),
+        (dict(finest_scale=0), 'finest_scale: found 0, expected a finite number above 0'),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str):
