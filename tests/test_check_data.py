@@ -148,6 +148,14 @@ def test_empty_folder_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert f'{tmp_path}/annfiles/P1.txt: error: found bytes that are no UTF-8 text' in found
 
 
+def test_broken_image(tmp_path: Path) -> None:
+    image(tmp_path / 'images/P1.png')
+    (tmp_path / 'images/P1.png').write_bytes(b'')
+    text(tmp_path / 'annfiles/P1.txt', f'{GOOD}\n{GOOD}\n')
+    (found,) = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images', CLASSES))
+    assert found.startswith(f'{tmp_path}/images/P1.png: error: found no image that can be read')
+
+
 def test_images_to_test_on(tmp_path: Path) -> None:
     (found,) = messages(check_dota_images(tmp_path / 'images'))
     assert 'found no *.png, expected the images to test on' in found
@@ -191,6 +199,26 @@ def test_good_coco_file(tmp_path: Path) -> None:
         ),
         (lambda c: c['annotations'][0].pop('area'), 'annotations[0]: error: has no area; reading'),
         (lambda c: c['images'].append(3), 'images[1]: error: has no id, file_name, width, height'),
+        (
+            lambda c: c['annotations'][0].update(area=None),
+            'a.json, annotations[0]: error: found area None, expected int or float',
+        ),
+        (
+            lambda c: c['images'][0].update(width=None),
+            'a.json, images[0]: error: found width None, expected int or float',
+        ),
+        (
+            lambda c: c['images'][0].update(id=[1]),
+            'a.json, images[0]: error: found id [1], expected int or str',
+        ),
+        (
+            lambda c: c['categories'][1].update(name='plane'),
+            "found 2 'categories' with name 'plane', expected one",
+        ),
+        (
+            lambda c: c.update(images=[], annotations=[]),
+            "a.json: error: found no 'images'; reading the data set stops at it",
+        ),
         (
             lambda c: c['annotations'][1].update(id=7),
             "found 2 'annotations' with id 7, expected one",
@@ -253,6 +281,16 @@ def test_warnings_of_coco_files(tmp_path: Path, change: Callable, message: str) 
     assert messages(report) == []
 
 
+@pytest.mark.parametrize('name', ['img[1].png', '{root}/images/b.png'])
+def test_names_of_images_are_no_patterns(tmp_path: Path, name: str) -> None:
+    name = name.format(root=tmp_path)
+    image(tmp_path / 'images' / name)
+    content = coco_content()
+    content['annotations'][1]['id'] = 8
+    content['images'][0]['file_name'] = name
+    assert check_coco(text(tmp_path / 'a.json', json.dumps(content))).problems == []
+
+
 def test_broken_json(tmp_path: Path) -> None:
     (found,) = messages(check_coco(text(tmp_path / 'a.json', '{"images": [\n  {"id": }]}')))
     assert found == f'{tmp_path}/a.json:2: error: no JSON: Expecting value (column 10)'
@@ -311,6 +349,18 @@ def test_fractions_of_boxes_are_read(tmp_path: Path, key: str) -> None:
             '<width>0.5<',
             'the box 1 2 30 20 lies outside of its image of 0.5 x 48 pixels; every prior',
         ),
+        (
+            voc,
+            '<annotation>',
+            '<?xml version="1.0" encoding="gb2312"?><annotation>',
+            'a.xml: error: no XML that can be read: multi-byte encodings are not supported',
+        ),
+        (
+            voc,
+            '<annotation>',
+            '<?xml version="1.0" encoding="none"?><annotation>',
+            'a.xml: error: no XML that can be read: unknown encoding',
+        ),
         (hrsc, '</header_y>', '', 'a.xml:3: error: no XML: mismatched tag'),
         (hrsc, '>64<', '><', "a.xml: error: found '' as Img_SizeWidth, expected a whole number"),
         (hrsc, '>64<', '>64.0<', "found '64.0' as Img_SizeWidth, expected a whole number"),
@@ -340,6 +390,12 @@ def test_boxes_without_area_in_xml_files(
     report = check(tmp_path, old, new)
     assert message in messages(report, is_error=False)[0]
     assert messages(report) == []
+
+
+@pytest.mark.parametrize('check', [check_voc, check_hrsc])
+def test_data_set_without_images(tmp_path: Path, check: Callable) -> None:
+    (found,) = messages(check(tmp_path, tmp_path, []))
+    assert 'found no images listed; reading the data set stops at it' in found
 
 
 def test_missing_xml_files_and_images(tmp_path: Path) -> None:
@@ -465,6 +521,10 @@ def test_folder(
     *lines, summary = capsys.readouterr().out.splitlines()
     assert summary == 'errors: 0, warnings: 0'
     assert len(lines) == 5
+    for option in (['--loaders', 'train'], ['--cfg-options', 'a=1']):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, tmp_path, *option)
+        assert 'a folder has neither' in capsys.readouterr().err
     assert run(monkeypatch, tmp_path, '--classes', 'ship', 'plane') == 1
     assert 'small-vehicle' in capsys.readouterr().out
 
@@ -511,6 +571,12 @@ def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match=r'gone\.py: found no such folder or config'):
         run(monkeypatch, 'gone.py')
+    with pytest.raises(SystemExit, match='data/bccd: found no such folder or config'):
+        run(monkeypatch, 'data/bccd')  # not the folder of configs
+    with pytest.raises(SystemExit, match='Only py/yml/yaml/json type are supported'):
+        run(monkeypatch, image(tmp_path / 'a.png'))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, text(tmp_path / 'broken.py', 'model = dict('))
     assert _load_tool().find_config('gfl_r18_fpn_1x_coco.py').parts[-2:] == (
         'ld',
         'gfl_r18_fpn_1x_coco.py',

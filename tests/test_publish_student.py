@@ -1,5 +1,6 @@
 """The published checkpoint is one of the stock detector."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -124,12 +125,24 @@ def test_input_is_never_overwritten(tmp_path: Path, publish: Callable, through_l
     assert source.read_bytes() == before
 
 
+def test_outputs_that_cannot_be_written(tmp_path: Path, publish: Callable) -> None:
+    source, pipe = tmp_path / 'epoch_1.pth', tmp_path / 'pipe'
+    torch.save(dict(state_dict={}), source)
+    done = publish(source, source / 'out.pth')
+    assert done.message.startswith(f'OUT: {source}/out.pth cannot be written (')
+    os.mkfifo(pipe)
+    done = publish(source, pipe)
+    assert done.message.startswith(f'OUT: {pipe} is no file, and would be replaced by one')
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ('content', 'expected'),
     [
         (None, "IN: there is no file '"),
         (b'not a checkpoint', "IN: '"),
         (dict(weights=1), 'is no training checkpoint: expected '),
+        (dict(state_dict={1: 'b'}), 'is no training checkpoint: expected '),
         (dict(state_dict=dict(a='b')), 'is no training checkpoint: expected '),
         ([1, 2], 'holds a list, expected a dict'),
     ],

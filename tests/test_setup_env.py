@@ -70,11 +70,14 @@ class Machine:
     fake: Path
     environ: dict[str, str] = field(default_factory=dict)
 
-    def run(self, script: str = 'setup_env.sh', *arguments: str) -> subprocess.CompletedProcess:
-        bash = self.bin / 'bash'
+    def run(
+        self, script: str = 'setup_env.sh', *arguments: str, inside: bool = False
+    ) -> subprocess.CompletedProcess:
+        """Run a script, from another folder or, by its relative path, from inside the clone."""
+        bash, folder = self.bin / 'bash', Path('tools') if inside else self.clone / 'tools'
         return subprocess.run(
-            [bash, self.clone / 'tools' / script, *arguments],
-            cwd=self.bin,
+            [bash, folder / script, *arguments],
+            cwd=self.clone if inside else self.bin,
             env={'PATH': str(self.bin), 'FAKE': str(self.fake), **self.environ},
             text=True,
             capture_output=True,
@@ -287,6 +290,13 @@ def test_active_environment_that_lacks_something_is_left_alone(machine: Machine)
     assert 'torch torch: not installed' in output
     assert (machine.clone / '.venv' / 'complete').exists()
     assert not (machine.fake / 'active' / 'complete').exists()
+
+
+def test_folder_is_found_beside_a_search_path_for_folders(machine: Machine) -> None:
+    machine.environ['CDPATH'] = f'.:{machine.clone}'
+    result = machine.run(inside=True)
+    assert result.returncode == 0, result.stderr
+    assert (machine.clone / '.venv' / 'complete').exists()
 
 
 def test_commands_pass_their_options_on(machine: Machine) -> None:

@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import positive
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -475,13 +476,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add('--detector', default='gfl', choices=list(DETECTORS), help='default: %(default)s')
     add('--teacher', type=int, default=50, choices=depths, help="depth of the teacher's ResNet")
     add('--student', type=int, default=18, choices=depths, help="depth of the student's ResNet")
-    add('--channels', type=int, default=256, help='of neck and heads (default: 256, the stock)')
-    add('--size', type=int, default=320, help='height and width in pixels (default: 320)')
-    add('--batch', type=int, default=2, help='images per step (default: 2)')
+    add('--channels', type=positive, default=256, help='of neck and heads (default: 256)')
+    add('--size', type=positive, default=320, help='height and width in pixels (default: 320)')
+    add('--batch', type=positive, default=2, help='images per step (default: 2)')
     add('--objects', type=int, default=8, help='per image (default: 8)')
-    add('--rounds', type=int, default=15, help='(default: 15)')
+    add('--rounds', type=positive, default=15, help='(default: 15)')
     add('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: cpu)')
-    add('--threads', type=int, default=2, help='of the processor (default: 2)')
+    add('--threads', type=positive, default=2, help='of the processor (default: 2)')
     add(
         '--recipes',
         nargs='+',

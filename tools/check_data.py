@@ -45,19 +45,20 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('data', help='a config, or a folder of annotations')
-    parser.add_argument(
-        '--loaders', nargs='+', choices=LOADERS, default=LOADERS, help='of a config; otherwise all'
-    )
+    parser.add_argument('--loaders', nargs='+', choices=LOADERS, help='of a config; otherwise all')
     parser.add_argument(
         '--classes', nargs='+', metavar='NAME', help='class names that may occur in a folder'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override config entries, such as train_dataloader.dataset.data_root=PATH',
     )  # fmt: skip
     args = parser.parse_args()
-    if args.classes and not Path(args.data).is_dir():
+    is_folder = Path(args.data).is_dir()
+    if args.classes and not is_folder:
         parser.error('--classes: a config names its own classes; it is for folders')
+    if is_folder and (args.loaders or args.cfg_options):
+        parser.error('--loaders, --cfg-options: a folder has neither; they are for configs')
     return args
 
 
@@ -68,9 +69,10 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         what = 'annfiles/*.txt, labelTxt/*.txt, *.json of COCO, or Annotations/*.xml'
     else:
         cfg = read(args.data)
-        cfg.merge_from_dict(args.cfg_options)
-        found = config_sources(cfg, [f'{name}_dataloader' for name in args.loaders])
-        what = f'a data set in {", ".join(args.loaders)}_dataloader'
+        cfg.merge_from_dict(args.cfg_options or {})
+        loaders = args.loaders or LOADERS
+        found = config_sources(cfg, [f'{name}_dataloader' for name in loaders])
+        what = f'a data set in {", ".join(loaders)}_dataloader'
     if not found:
         sys.exit(f'{args.data}: found nothing to check, expected {what}')
     return found
@@ -91,7 +93,8 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     for path in own_config_root().rglob(Path(name).name):
-        return path
+        if path.is_file():
+            return path
     sys.exit(f'{name}: found no such folder or config, nor one of this name in {own_config_root()}')
 
 
@@ -99,7 +102,7 @@ def main() -> int:
     errors = warnings = 0
     try:
         sources = find_sources(parse_args())
-    except ConfigError as error:
+    except (ConfigError, OSError, SyntaxError) as error:  # the last two of files that are no config
         sys.exit(str(error))
     for source in sources:
         report = source.check()

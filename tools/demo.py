@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from command_line import positive
 from demo_kinds import HORIZONTAL, ROTATED, Kind, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -44,13 +45,13 @@ def parse_args() -> argparse.Namespace:
     add('--work-dir', type=Path, metavar='DIR',
         help=f'for checkpoints, logs, results and pictures ({_default("work_dir")})')  # fmt: skip
     add('--data', type=Path, metavar='DIR', help='for the digits (default: WORK_DIR/digits)')
-    add('--epochs', type=_positive, metavar='N',
+    add('--epochs', type=positive, metavar='N',
         help=f'of both students ({_default("epochs")})')  # fmt: skip
-    add('--teacher-epochs', type=_positive, metavar='N',
+    add('--teacher-epochs', type=positive, metavar='N',
         help=f'of the teacher ({_default("teacher_epochs")})')  # fmt: skip
-    add('--train-images', type=_positive, metavar='N',
+    add('--train-images', type=positive, metavar='N',
         help=f'to train on ({_default("train_images")})')  # fmt: skip
-    add('--test-images', type=_positive, metavar='N',
+    add('--test-images', type=positive, metavar='N',
         help=f'to test on ({_default("test_images")})')  # fmt: skip
     add('--size', type=_size, metavar='WxH',
         help=f'of the images in pixels ({_default("size")})')  # fmt: skip
@@ -75,13 +76,6 @@ def _default(option: str) -> str:
     return f'default: {horizontal}' + (f', rotated {rotated}' if rotated != horizontal else '')
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'found {value}, expected at least 1')
-    return value
-
-
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split('x'))
@@ -100,6 +94,7 @@ def main() -> int:
     try:
         if args.kind.missing:
             raise DemoError(args.kind.missing)
+        make_folder(args.work_dir)
         results = Results(args.work_dir / 'results.json', options_of(args), args.kind)
         if not (results.complete and all((args.work_dir / name).is_file() for name in PICTURES)):
             make_data(args, console)
@@ -113,6 +108,13 @@ def main() -> int:
         print('demo: interrupted; the same command continues from here', file=sys.stderr)
         return 130
     return 0
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f'--work-dir: {path} cannot be made ({error})') from error
 
 
 # --- what is kept between runs -------------------------------------------------------------------

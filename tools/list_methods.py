@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--reasons', action='store_true', help='say what stands behind each dash')
     parser.add_argument('--update', type=Path, metavar='FILE', help='write the tables into FILE')
     args = parser.parse_args(arguments)
+    if args.update and not args.update.is_file():
+        parser.error(f'--update: there is no file {args.update}')
     specs = read_specs()
     refusals = try_all(specs)
     tables = f'{head_table(refusals)}\n{distiller_table(list(specs.values()))}'

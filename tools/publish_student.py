@@ -76,12 +76,17 @@ def main() -> None:
         sys.exit(f'OUT: {args.output} is the input itself, which would be lost; name another file')
     if target.is_dir():
         sys.exit(f'OUT: {args.output} is a folder; name a file in it')
+    if target.exists() and not target.is_file():
+        sys.exit(f'OUT: {args.output} is no file, and would be replaced by one; name another')
     try:
         checkpoint = read(source)
     except ConfigError as error:
         sys.exit(str(error))
     result = published(checkpoint)
-    write(result, target)
+    try:
+        write(result, target)
+    except (OSError, RuntimeError) as error:  # torch raises the second
+        sys.exit(f'OUT: {args.output} cannot be written ({error})')
     dropped = len(checkpoint['state_dict']) - len(result['state_dict'])
     others = sorted(set(checkpoint) - set(result))
     print(

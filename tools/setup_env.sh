@@ -11,7 +11,7 @@
 #                        SETUP_MIN_GB  free disk space asked for before installing torch (default: 10)
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+root="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"
 setup_log="$venv/setup.log"
 checked="$root/.setup_env.checked" # fingerprint of the environment in which everything last imported

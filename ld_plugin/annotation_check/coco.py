@@ -1,5 +1,6 @@
 """COCO's JSON files."""
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,19 @@ _TABLES = dict(
     images=('id', 'file_name', 'width', 'height'),
     annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
     categories=('id', 'name'),
+)
+
+
+_IDS, _TEXT, _NUMBERS = (int, str), (str,), (int, float)
+_KINDS = dict(
+    id=_IDS,
+    image_id=_IDS,
+    category_id=_IDS,
+    file_name=_TEXT,
+    name=_TEXT,
+    width=_NUMBERS,
+    height=_NUMBERS,
+    area=_NUMBERS,
 )
 
 
@@ -38,6 +52,8 @@ def check_coco(
     if not _has_tables(report, file, content):
         return report
     report.num_images = len(content['images'])
+    if not report.num_images:
+        report.error(file, "found no 'images'; reading the data set stops at it")
     name_of = {category['id']: category['name'] for category in content['categories']}
     _check_annotations(report, file, content, name_of)
     if classes is not None:
@@ -51,7 +67,7 @@ def check_coco(
 def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
     for _, name in names[:1]:
         for root in (file.parent, file.parent.parent):
-            for path in root.rglob(name):
+            for path in root.rglob(glob.escape(name)) if not Path(name).is_absolute() else ():
                 return Path(str(path)[: -len(name)])
     return file.parent
 
@@ -72,12 +88,19 @@ def _has_tables(report: Report, file: Path, content: Any) -> bool:
             if missing:
                 place = f'{file}, {table}[{index}]'
                 report.error(place, f'has no {", ".join(missing)}; reading the file stops at it')
+                continue
+            for key in needed:
+                if not isinstance(row[key], _KINDS.get(key, object)):
+                    kinds = ' or '.join(kind.__name__ for kind in _KINDS[key])
+                    report.error(
+                        f'{file}, {table}[{index}]', f'found {key} {row[key]!r}, expected {kinds}'
+                    )
     if len(report.problems) > before:
         return False
-    for table in _TABLES:
-        (most, times), *_ = Counter(row['id'] for row in content[table]).most_common(1) or [(0, 0)]
+    for table, key in (*((table, 'id') for table in _TABLES), ('categories', 'name')):
+        (most, times), *_ = Counter(row[key] for row in content[table]).most_common(1) or [(0, 0)]
         if times > 1:
-            report.error(file, f"found {times} '{table}' with id {most!r}, expected one")
+            report.error(file, f"found {times} '{table}' with {key} {most!r}, expected one")
     return len(report.problems) == before
 
 

@@ -98,7 +98,12 @@ def _check_file(
             report.objects[fields[NUM_COORDINATES]] += 1
         if problem or image is None:
             continue
-        size = size or _size(image)
+        try:
+            size = size or _size(image)
+        except OSError:
+            report.error(image, 'found no image that can be read; training stops at it')
+            image = None
+            continue
         if _is_outside(_quadrilateral(line), size):
             report.error(
                 place,

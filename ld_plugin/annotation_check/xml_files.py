@@ -22,7 +22,7 @@ def check_voc(
         names: What to check.
         classes: Class names that may occur; None lets every name pass.
     """
-    report = Report(num_images=len(names))
+    report = _report_on(annotations, names)
     for file, root in _parsed(report, annotations, names):
         for number, thing in enumerate(root.findall('object'), start=1):
             _check_voc_object(report, f'{file}, object {number}', root, thing, classes)
@@ -33,7 +33,7 @@ def check_voc(
 
 def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
     """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``."""
-    report = Report(num_images=len(names))
+    report = _report_on(annotations, names)
     for file, root in _parsed(report, annotations, names):
         if not _is_whole(root, 'Img_SizeWidth'):
             report.error(file, _not_whole(root, 'Img_SizeWidth'))
@@ -51,6 +51,13 @@ def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
     return report
 
 
+def _report_on(annotations: Path, names: Sequence[str]) -> Report:
+    report = Report(num_images=len(names))
+    if not names:
+        report.error(annotations, 'found no images listed; reading the data set stops at it')
+    return report
+
+
 def _parsed(
     report: Report, annotations: Path, names: Sequence[str]
 ) -> Iterator[tuple[Path, ET.Element]]:
@@ -65,6 +72,8 @@ def _parsed(
             line, column = error.position
             reason = str(error).split(':')[0]
             report.error(f'{file}:{line}', f'no XML: {reason} (column {column + 1})')
+        except (ValueError, LookupError) as error:  # an encoding that the parser does not know
+            report.error(file, f'no XML that can be read: {error}')
 
 
 def _check_voc_object(

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -55,6 +56,10 @@ def load_checkpoint_file(
         OSError,
         ImportError,  # it holds objects of a package that is not installed
         AttributeError,
+        LookupError,  # and what else random bytes make of the old format
+        ValueError,
+        TypeError,
+        struct.error,
     ) as error:
         raise ConfigError(
             f'{key}: {str(path)!r} cannot be read; it is truncated or not a checkpoint ({error}). '
@@ -68,7 +73,7 @@ def load_checkpoint_file(
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """A checkpoint's weights under the names of the bare model, not of a parallel wrapper."""
     state = checkpoint.get('state_dict', checkpoint)
-    return {re.sub(r'^module\.', '', name): value for name, value in state.items()}
+    return {re.sub(r'^module\.', '', str(name)): value for name, value in state.items()}
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:

@@ -45,6 +45,7 @@ class Distiller(nn.Module, ABC):
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
         loss_registry: Where ``loss`` is looked up.
         loss_base: What ``loss`` has to be derived from.
+        loss_of_scores: A loss that compares every class by itself, for messages.
         defaults: Configs of the parts that a user leaves out.
     """
 
@@ -53,6 +54,7 @@ class Distiller(nn.Module, ABC):
     head_layers: frozenset[int] = frozenset()
     loss_registry: ClassVar[Registry] = LOSSES
     loss_base: ClassVar[type[nn.Module]] = DistillationLoss
+    loss_of_scores: ClassVar[str] = "dict(type='BinaryKDLoss')"
     compares_maps: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -198,8 +200,8 @@ class Distiller(nn.Module, ABC):
         if 'class_logits' in self.reads and num_classes == 1 and compares:
             raise ConfigError(
                 f'{key}.loss: found DistributionKLLoss over the one class {of}, expected a loss of '
-                "the class's own score. Set loss=dict(type='BinaryKDLoss'), or leave this "
-                f'distiller out ({key}=None).'
+                f"the class's own score. Set loss={self.loss_of_scores}, or leave this distiller "
+                f'out ({key}=None).'
             )
 
 

@@ -106,6 +106,10 @@ class DecoupledClassificationDistiller(Distiller):
 
     reads = frozenset({'class_logits'})
     loss_base = DecoupledLoss
+    loss_of_scores = (
+        "dict(type='DecoupledLoss', objects=dict(type='BinaryKDLoss'), "
+        "background=dict(type='BinaryKDLoss'))"
+    )
     defaults: ClassVar = dict(loss=dict(type='DecoupledLoss'))
 
     def __init__(self, loss: DecoupledLoss, schedule: Schedule | None = None) -> None:

@@ -612,6 +612,16 @@ def test_softmax_over_one_class() -> None:
     assert list(model.distillers) == ['ld', 'ld_vlr']
 
 
+@pytest.mark.parametrize('name', ['ClassificationDistiller', 'DecoupledClassificationDistiller'])
+def test_advice_for_one_class_is_accepted(name: str) -> None:
+    one = dict(student=tiny_gfl(num_classes=1), teacher=dict(config=dict(model=tiny_gfl(1))))
+    one['teacher']['checkpoint'] = None
+    found = message(lambda: build(tiny_distilled(**one, distillers=dict(kd=dict(type=name)))))
+    advice = found.partition('Set loss=')[2].partition(', or leave')[0]
+    loss = eval(advice, dict(dict=dict))
+    build(tiny_distilled(**one, distillers=dict(kd=dict(type=name, loss=loss))))
+
+
 def test_softmax_over_the_one_class_that_both_models_know() -> None:
     teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, class_map={0: 2})
     model = build(tiny_distilled(teacher, ld_kd))

@@ -252,9 +252,10 @@ def test_truncated_file(checkpoint: Path, kept: int) -> None:
             load_checkpoint_file(checkpoint)
 
 
-def test_text_instead_of_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize('content', ['<html>404</html>', 'http://x/y', 'hello', 'Not found'])
+def test_text_instead_of_a_checkpoint(content: str, tmp_path: Path) -> None:
     path = tmp_path / 'page.pth'
-    path.write_text('<html>404</html>')
+    path.write_text(content)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         with pytest.raises(ConfigError) as error:
