@@ -128,6 +128,8 @@ def class_names(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
         dataset: Its config.
         cls: As :func:`dataset_class` finds it.
     """
+    if cls.__name__ == 'HRSCDataset' and not dataset.get('classwise'):
+        return ('ship',)  # set when it is built, whatever its METAINFO says
     metainfo = dict(getattr(cls, 'METAINFO', {}), **dataset.get('metainfo') or {})
     classes = metainfo.get('classes', ())
     return list_from_file(classes) if isinstance(classes, str) else classes

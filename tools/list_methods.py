@@ -39,6 +39,7 @@ CONFIGS = {
     'GFLHead': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
     'GFLV2Head': 'ld_plugin::ld/gflv2_r50_fpn_1x_coco.py',
     'RetinaHead': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'RetinaSepBNHead': 'mmdet::nas_fpn/retinanet_r50_fpn_crop640-50e_coco.py',
     'DistributionRetinaHead': 'ld_plugin::ld/dist-retinanet_r50_fpn_1x_coco.py',
     'FCOSHead': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'DistributionFCOSHead': 'ld_plugin::ld/dist-fcos_r50-caffe_fpn_gn-head_1x_coco.py',

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .recorder import HeadRecorder
 
 #: RoI heads whose classes come out of the pooled features alone
-ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead', 'GVRatioRoIHead')
+ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead', 'DynamicRoIHead', 'GVRatioRoIHead')
 
 
 @dataclass(frozen=True)

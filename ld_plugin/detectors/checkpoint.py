@@ -94,6 +94,9 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     except (RuntimeError, AttributeError) as error:  # which says nothing of what is missing
         missing = [weight for weight in model.state_dict() if weight not in state]
         raise _does_not_fit(name, f'{error}\n', missing) from error
+    if missing and not any(weight in state for weight in model.state_dict()):
+        found = ', '.join([*list(state)[:5], *(['...'] if len(state) > 5 else [])]) or 'nothing'
+        raise _does_not_fit(name, f'it has none of {len(missing)} weights; found {found}. ', [])
     if missing:
         raise _does_not_fit(name, '', missing)
     if unexpected:
@@ -107,8 +110,19 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
 def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
     """Class names in a checkpoint of MMDetection 3 or 2; None where it has none."""
     meta = checkpoint.get('meta') or {}
-    dataset_meta = meta.get('dataset_meta') or {}
-    return dataset_meta.get('classes') or dataset_meta.get('CLASSES') or meta.get('CLASSES')
+    return classes_of(meta.get('dataset_meta')) or meta.get('CLASSES')
+
+
+def classes_of(dataset_meta: Any) -> Sequence[str] | None:
+    """Class names in what a data set says of itself; None where it has none.
+
+    MMDetection's ``ConcatDataset`` says a list of what its parts do, where they differ in anything;
+    labels go by the first.
+    """
+    if isinstance(dataset_meta, list | tuple):
+        dataset_meta = dataset_meta[0]
+    dataset_meta = dataset_meta or {}
+    return dataset_meta.get('classes') or dataset_meta.get('CLASSES')
 
 
 def _how_to_get(trained_by: Any) -> str:

@@ -20,6 +20,7 @@ from ..dense import (
 from ..dense.boxes import plain
 from ..distillers import build_distillers
 from ..errors import ConfigError
+from .checkpoint import classes_of
 from .teacher import FrozenTeacher, TeacherOutputs
 
 
@@ -135,8 +136,8 @@ class DistilledDetector:
     ) -> tuple[dict[str, Any], DistillationContext, TeacherOutputs]:
         """As :meth:`observe`, of the dense head alone, and all that the teacher said."""
         if not self._has_trained:
-            meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
-            self.match_classes(meta.get('classes') or self._student_classes or None)
+            meta = MessageHub.get_current_instance().get_info('dataset_meta')
+            self.match_classes(classes_of(meta) or self._student_classes or None)
             self._has_trained = True
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader, layers = self.reader, self.teacher.head_layers

@@ -90,6 +90,8 @@ def _read_path(path: str | Path) -> Config:
 def student_model(config: Config) -> ConfigDict:
     """The ``model`` of a config without distillation: a distilled student can teach in its turn."""
     model = config.model.copy()
+    if config.get('data_preprocessor') is not None:  # as mmengine's runner takes it
+        model.setdefault('data_preprocessor', config.data_preprocessor)
     if 'distillers' in model:
         model.pop('distillers')
         model.pop('teacher')

@@ -56,6 +56,12 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
         self.learn_from(teacher, distillers)
 
 
+_SYNCHRONISED = (
+    " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "
+    'synchronises batch norm.'
+)
+
+
 def _check_parts(bbox_head: dict | None, unsupported: Mapping[str, Any]) -> None:
     if bbox_head is None or unsupported:
         found = f'found {", ".join(sorted(unsupported))}' if unsupported else 'found no bbox_head'
@@ -63,4 +69,5 @@ def _check_parts(bbox_head: dict | None, unsupported: Mapping[str, Any]) -> None
             f'model: {found}; expected the parts of a plain single-stage detector: backbone, neck, '
             'bbox_head. DistilledSingleStageDetector works over configs such as '
             'mmdet::gfl/gfl_r50_fpn_1x_coco.py, DistilledTwoStageDetector over Faster R-CNN.'
+            + (_SYNCHRONISED if 'use_syncbn' in unsupported else '')
         )

@@ -137,3 +137,8 @@ def _check_parts(
             'rpn_head, roi_head. DistilledTwoStageDetector works over configs such as '
             'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.'
         )
+    if str(roi_head.get('type')).endswith('TridentRoIHead'):
+        raise ConfigError(
+            "model.roi_head.type: found 'TridentRoIHead', whose detector has three branches, "
+            'expected a head of a plain two-stage detector, such as StandardRoIHead.'
+        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..dense import DistillationContext, HeadSpec
 from ..dense.readers import heads_with_distributions
+from ..dense.rois import ROI_HEADS
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
 from ..losses.eager_gradient import takes_rows_together
@@ -292,6 +293,11 @@ def check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) ->
             f'{", ".join(heads_with_distributions())}.'
         )
     missing = reads - spec.offers
+    if missing == {'rois'} and not spec.only_features:
+        raise ConfigError(
+            f"{key}: the {owner}'s head {spec.name} has no rois, which this distiller needs. "
+            f'Expected a detector with a roi_head.type among {", ".join(ROI_HEADS)}.'
+        )
     if missing:
         raise ConfigError(
             f"{key}: the {owner}'s head {spec.name} has no {_in_words(missing)}, which this "

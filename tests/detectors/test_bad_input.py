@@ -13,6 +13,7 @@ from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 
 from ld_plugin import ConfigError
+from ld_plugin.data_check import training_classes
 from ld_plugin.dense import get_reader, register_reader
 from ld_plugin.dense.readers import GFLReader
 from ld_plugin.dense.readers import base as readers
@@ -20,6 +21,7 @@ from ld_plugin.distillers import ClassificationDistiller, build_distillers
 from ld_plugin.distillers.schedules import ConstantSchedule
 from ld_plugin.launch import build_runner
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
+from tests.families import ROTATED
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -341,6 +343,14 @@ def test_missing_part_of_the_model(removed: str, start: str) -> None:
     model = tiny_distilled()
     model.pop(removed)
     assert message(lambda: build(model)).startswith(start)
+
+
+def test_option_of_another_detector() -> None:
+    model = tiny_distilled()
+    model.use_syncbn = True
+    found = message(lambda: build(model))
+    assert found.startswith('model: found use_syncbn; expected the parts of a plain single-stage')
+    assert "In place of use_syncbn set sync_bn='torch' in the config itself" in found
 
 
 @pytest.mark.parametrize('name', ['cls', 'bbox', 'dfl'])
@@ -714,6 +724,29 @@ def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_pat
     cfg.model.teacher.classes = ('Platelets', 'WBC', 'moon')
     with pytest.warns(UserWarning, match=r"so they are not distilled: \['RBC'\]"):
         build_runner(cfg)
+
+
+@pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
+@pytest.mark.parametrize(('classwise', 'number'), [(False, 1), (True, 31)])
+def test_hrsc_names_one_class_unless_it_is_asked_for_all(classwise: bool, number: int) -> None:
+    cfg = Config.fromfile(
+        ROOT / 'configs/rotated_ld/rotated-ld_r18-dist-rotated-retinanet-r34_fpn_kld-stable_rr-1x_'
+        'hrsc.py'
+    )
+    cfg.train_dataloader.dataset.classwise = classwise
+    assert len(training_classes(cfg)) == number
+
+
+def test_data_sets_that_differ_are_read_by_the_first_ones_classes(tmp_path: Path) -> None:
+    names = ('circle', 'square', 'star')
+    parts = [dict(classes=names, palette=None), dict(classes=names, palette=[1])]
+    MessageHub.get_current_instance().update_info('dataset_meta', parts)
+    state = build(tiny_gfl(), seed=7).state_dict()
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=parts)), tmp_path / 'a.pth')
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=str(tmp_path / 'a.pth'))
+    model = build(tiny_distilled(teacher))
+    assert model.teacher.classes == names
+    assert losses(model, batch())['loss_kd'].isfinite()
 
 
 def test_head_with_other_classes_than_the_data_set_stops_the_training(tmp_path: Path) -> None:

@@ -321,8 +321,14 @@ def test_missing_weights_are_all_listed(checkpoint: Path) -> None:
 
 def test_weights_of_another_model_altogether(tmp_path: Path) -> None:
     torch.save(dict(state_dict=torch.nn.Linear(2, 2).state_dict()), tmp_path / 'linear.pth')
-    with pytest.raises(ConfigError, match=r'it lacks 132 weights: backbone\.conv1\.weight, '):
+    with pytest.raises(ConfigError, match=r'it has none of 132 weights; found weight, bias\. '):
         teacher(tmp_path / 'linear.pth')
+
+
+def test_weights_under_another_key(tmp_path: Path) -> None:
+    torch.save(dict(model=build(tiny_gfl(), 7).state_dict(), epoch=3), tmp_path / 'other.pth')
+    with pytest.raises(ConfigError, match=r'it has none of 132 weights; found model, epoch\. '):
+        teacher(tmp_path / 'other.pth')
 
 
 def test_further_weights_are_named(tmp_path: Path) -> None:

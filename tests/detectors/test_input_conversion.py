@@ -69,12 +69,16 @@ def test_equal_preprocessing_returns_the_same_tensor(name: str) -> None:
     assert InputConversion.between(*both)(images, SHAPES) is images
 
 
-def test_teacher_of_a_distilled_model_sees_its_own_normalisation() -> None:
-    caffe = tiny_gfl()
-    caffe.data_preprocessor = dict(
+@pytest.mark.parametrize('inside', [True, False])
+def test_teacher_of_a_distilled_model_sees_its_own_normalisation(inside: bool) -> None:
+    """Which a config may also have beside its model."""
+    caffe = dict(model=tiny_gfl())
+    if not inside:
+        caffe['model'].pop('data_preprocessor')
+    (caffe['model'] if inside else caffe)['data_preprocessor'] = dict(
         type='DetDataPreprocessor', pad_size_divisor=32, **PREPROCESSORS['caffe']
     )
-    model = build(tiny_distilled(dict(config=dict(model=caffe), checkpoint=None), ld_main))
+    model = build(tiny_distilled(dict(config=caffe, checkpoint=None), ld_main))
     seen = []
     model.teacher._model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 

@@ -409,6 +409,37 @@ def sigmoid_classes() -> ConfigDict:
     return model
 
 
+def trident() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    model.roi_head.update(type='TridentRoIHead', num_branch=3, test_branch_idx=1)
+    return model
+
+
+def softmax_proposals() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    model.rpn_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    return model
+
+
+def dynamic() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    model.roi_head.type = 'DynamicRoIHead'
+    model.roi_head.bbox_head.loss_bbox = dict(type='SmoothL1Loss', beta=1.0)
+    model.train_cfg.rcnn.dynamic_rcnn = dict(
+        iou_topk=75, beta_topk=10, update_iter_interval=100, initial_iou=0.4, initial_beta=1.0
+    )
+    return model
+
+
+def test_thresholds_that_move_change_nothing() -> None:
+    model = build(distilled(dynamic(), dynamic(), ROI))
+    found = losses(model, data_of('faster_rcnn'))['loss_roi']
+    assert found.isfinite()
+    assert found > 0
+    found.backward()
+    assert model.roi_head.bbox_head.fc_cls.weight.grad.abs().sum() > 0
+
+
 def other_roi_head() -> ConfigDict:
     model = tiny('faster_rcnn')
     model.roi_head.update(type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3)
@@ -432,7 +463,20 @@ def other_roi_head() -> ConfigDict:
         ),
         (
             lambda: distilled(tiny('faster_rcnn'), other_roi_head(), ROI),
-            r"distillers.roi: the teacher's head RPNHead has no rois",
+            r"distillers.roi: the teacher's head RPNHead has no rois, which this distiller needs. "
+            'Expected a detector with a roi_head.type among StandardRoIHead, ',
+        ),
+        (
+            lambda: distilled(trident(), tiny('faster_rcnn')),
+            "roi_head.type: found 'TridentRoIHead', whose detector has three branches, expected",
+        ),
+        (
+            lambda: distilled(softmax_proposals(), tiny('faster_rcnn')),
+            'rpn_head.loss_cls.use_sigmoid: found False in RPNHead, expected True',
+        ),
+        (
+            lambda: distilled(tiny('faster_rcnn'), softmax_proposals()),
+            'teacher.config: rpn_head.loss_cls.use_sigmoid: found False in RPNHead, expected True',
         ),
         (
             lambda: distilled(tiny('faster_rcnn'), tiny('gfl'), ROI),

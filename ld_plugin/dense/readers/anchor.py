@@ -12,7 +12,7 @@ from ..recorder import HeadRecorder
 from .base import ASSIGNER_METHODS, DenseReader, register_reader
 
 
-@register_reader('RetinaHead', 'RPNHead')
+@register_reader('RetinaHead', 'RetinaSepBNHead', 'RPNHead')
 class AnchorReader(DenseReader):
     """Reads heads of any number of anchors per cell that use ``AnchorHead``'s own targets.
 

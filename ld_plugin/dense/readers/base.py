@@ -84,7 +84,9 @@ def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
     """
     for cls in type(head).__mro__:
         if cls.__name__ in _READERS:
-            return _READERS[cls.__name__](head)
+            reader = _READERS[cls.__name__](head)
+            reader.key = key
+            return reader
         if cls.__name__ in UNLIKE_THEIR_BASE:
             break
     raise ConfigError(
@@ -112,6 +114,8 @@ class DenseReader(ABC):
         head: The head, on any device, of student or teacher.
     """
 
+    #: the head's place in the config, for messages
+    key: str = 'bbox_head'
     #: whether the head predicts a distribution over bins for every box side
     has_distributions: ClassVar[bool] = False
     #: methods of the head whose return values :meth:`assignment` needs
@@ -181,7 +185,7 @@ class DenseReader(ABC):
         head = self.head
         if head.cls_out_channels != head.num_classes:
             raise ConfigError(
-                f'bbox_head.loss_cls.use_sigmoid: found False in {type(head).__name__}, expected '
+                f'{self.key}.loss_cls.use_sigmoid: found False in {type(head).__name__}, expected '
                 'True: each class has a score of its own, and there is none of background.'
             )
         generator, rotated = head.prior_generator, self.box_dim == 5
