@@ -9,23 +9,12 @@ from typing import Any
 
 from .report import Report, check_images_exist, unknown_class
 
+_ID, _TEXT, _NUMBER = (int, str), (str,), (int, float)
+#: what every row needs, and of which types
 _TABLES = dict(
-    images=('id', 'file_name', 'width', 'height'),
-    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
-    categories=('id', 'name'),
-)
-
-
-_IDS, _TEXT, _NUMBERS = (int, str), (str,), (int, float)
-_KINDS = dict(
-    id=_IDS,
-    image_id=_IDS,
-    category_id=_IDS,
-    file_name=_TEXT,
-    name=_TEXT,
-    width=_NUMBERS,
-    height=_NUMBERS,
-    area=_NUMBERS,
+    images=dict(id=_ID, file_name=_TEXT, width=_NUMBER, height=_NUMBER),
+    annotations=dict(id=_ID, image_id=_ID, category_id=_ID, bbox=(object,), area=_NUMBER),
+    categories=dict(id=_ID, name=_TEXT),
 )
 
 
@@ -66,8 +55,10 @@ def check_coco(
 
 def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
     for _, name in names[:1]:
+        if Path(name).is_absolute():
+            break
         for root in (file.parent, file.parent.parent):
-            for path in root.rglob(glob.escape(name)) if not Path(name).is_absolute() else ():
+            for path in root.rglob(glob.escape(name)):
                 return Path(str(path)[: -len(name)])
     return file.parent
 
@@ -84,17 +75,15 @@ def _has_tables(report: Report, file: Path, content: Any) -> bool:
             report.error(file, f"found no list '{table}', expected {_tables()}")
             continue
         for index, row in enumerate(rows):
+            place = f'{file}, {table}[{index}]'
             missing = [k for k in needed if not isinstance(row, Mapping) or k not in row]
             if missing:
-                place = f'{file}, {table}[{index}]'
                 report.error(place, f'has no {", ".join(missing)}; reading the file stops at it')
                 continue
-            for key in needed:
-                if not isinstance(row[key], _KINDS.get(key, object)):
-                    kinds = ' or '.join(kind.__name__ for kind in _KINDS[key])
-                    report.error(
-                        f'{file}, {table}[{index}]', f'found {key} {row[key]!r}, expected {kinds}'
-                    )
+            for key, types in needed.items():
+                if not isinstance(row[key], types):
+                    expected = ' or '.join(kind.__name__ for kind in types)
+                    report.error(place, f'found {key} {row[key]!r}, expected {expected}')
     if len(report.problems) > before:
         return False
     for table, key in (*((table, 'id') for table in _TABLES), ('categories', 'name')):

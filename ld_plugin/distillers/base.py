@@ -259,7 +259,7 @@ def _build_distiller(
         defaults = getattr(cls, 'defaults', {})
         cfg = {**defaults, **cfg}
         losses = getattr(cls, 'loss_registry', LOSSES)
-        if cfg.get('schedule') is None:
+        if cfg.get('schedule') is None:  # as in a config that takes an inherited one back
             cfg.pop('schedule', None)
         for part, registry in (('loss', losses), ('schedule', SCHEDULES)):
             if part in cfg:

@@ -49,8 +49,8 @@ class BoxDistiller(Distiller):
         schedule: A factor over training.
 
     Raises:
-        ConfigError: The loss is not one of boxes, or its weight is negative, or the boxes are
-            rotated and the loss is one of horizontal boxes.
+        ConfigError: The loss is not one of boxes, or its weight is out of its range, or the boxes
+            are rotated and the loss is one of horizontal boxes.
     """
 
     reads = frozenset({'class_logits', 'boxes'})

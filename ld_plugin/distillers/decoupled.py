@@ -40,7 +40,7 @@ class DecoupledFeatureDistiller(FeatureDistiller):
         background_weight: a_bg, at least 0.
 
     Raises:
-        ConfigError: A weight is negative, or the loss compares whole maps.
+        ConfigError: A weight is out of its range, or the loss compares whole maps.
     """
 
     compares_maps = False

@@ -24,7 +24,7 @@ class ConstantSchedule(Schedule):
         value: The factor, at least 0.
 
     Raises:
-        ConfigError: ``value`` is negative.
+        ConfigError: ``value`` is out of its range.
     """
 
     def __init__(self, value: float = 1.0) -> None:
@@ -44,7 +44,7 @@ class LinearDecaySchedule(Schedule):
         end: Factor that the line reaches after the last iteration, at least 0.
 
     Raises:
-        ConfigError: A factor is negative.
+        ConfigError: A factor is out of its range.
     """
 
     def __init__(self, start: float = 1.0, end: float = 0.0) -> None:

@@ -6,7 +6,7 @@ from ..checks import is_count
 from ..errors import ConfigError
 
 
-def check_count(name: str, value: Any, meaning: str) -> None:
+def check_whole(name: str, value: Any, meaning: str) -> None:
     """Refuse anything but a whole number of at least 1.
 
     Raises:

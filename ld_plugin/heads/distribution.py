@@ -19,7 +19,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .arguments import check_count
+from .arguments import check_whole
 
 #: losses of coordinates' differences, which would be differences in pixels here
 COORDINATE_LOSSES = {'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss', 'MSELoss'}
@@ -80,7 +80,7 @@ class DistributionMixin:
         loss_bbox: Mapping[str, Any] = dict(type='GIoULoss', loss_weight=2.0),
         **kwargs: Any,
     ) -> None:
-        check_count('reg_max', reg_max, 'the largest distance of a box side, in strides')
+        check_whole('reg_max', reg_max, 'the largest distance of a box side, in strides')
         name = str(loss_bbox['type']).rpartition('.')[2]
         if name in COORDINATE_LOSSES:
             raise ConfigError(

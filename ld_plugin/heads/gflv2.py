@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .arguments import check_count
+from .arguments import check_whole
 
 
 @MODELS.register_module()
@@ -54,9 +54,9 @@ class GFLV2Head(GFLHead):
         ),
         **kwargs: Any,
     ) -> None:
-        check_count('reg_max', reg_max, 'the largest distance of a box side, in strides')
-        check_count('reg_topk', reg_topk, 'how many probabilities of a side tell its quality')
-        check_count('reg_channels', reg_channels, 'hidden channels')
+        check_whole('reg_max', reg_max, 'the largest distance of a box side, in strides')
+        check_whole('reg_topk', reg_topk, 'how many probabilities of a side tell its quality')
+        check_whole('reg_channels', reg_channels, 'hidden channels')
         if reg_topk > reg_max + 1:
             raise ConfigError(
                 f'bbox_head.reg_topk: found {reg_topk}, expected at most the number of bins, '

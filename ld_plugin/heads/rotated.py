@@ -18,7 +18,7 @@ from mmrotate.registry import MODELS
 from torch import Tensor
 
 from ..errors import ConfigError
-from .arguments import check_count, check_range
+from .arguments import check_range, check_whole
 from .distribution import DistributionPointMixin, over_expectations, widened
 
 Range = tuple[float, float]
@@ -74,7 +74,7 @@ class DistributionRotatedRetinaHead(RetinaHead):
         angle_range: Range = (-5.0, 2.0),
         **kwargs: Any,
     ) -> None:
-        check_count('reg_max', reg_max, 'the number of bins less one')
+        check_whole('reg_max', reg_max, 'the number of bins less one')
         check_range('delta_range', delta_range)
         check_range('angle_range', angle_range)
         self.reg_max = reg_max
@@ -174,7 +174,7 @@ class DistributionRotatedFCOSHead(DistributionPointMixin, RotatedFCOSHead):
         loss_bbox: Mapping[str, Any] = dict(type='mmrotate.RotatedIoULoss', loss_weight=1.0),
         **kwargs: Any,
     ) -> None:
-        check_count('reg_max', reg_max, 'the largest distance of a box side, in strides')
+        check_whole('reg_max', reg_max, 'the largest distance of a box side, in strides')
         check_range('angle_range', angle_range)
         for name in ('use_hbbox_loss', 'loss_angle'):
             if kwargs.get(name):

@@ -16,7 +16,7 @@ class WeightedLoss(nn.Module):
         loss_weight: Factor of the whole loss, at least 0.
 
     Raises:
-        ConfigError: ``loss_weight`` is negative.
+        ConfigError: ``loss_weight`` is out of its range.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:

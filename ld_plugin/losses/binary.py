@@ -22,7 +22,7 @@ class BinaryKDLoss(DistillationLoss):
         loss_weight: Factor of the whole loss. Published: 1.
 
     Raises:
-        ConfigError: ``beta`` is out of its range, or ``loss_weight`` is negative.
+        ConfigError: ``beta`` is out of its range, or ``loss_weight`` is out of its range.
     """
 
     def __init__(self, beta: float = 1.0, loss_weight: float = 1.0) -> None:

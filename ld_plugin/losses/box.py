@@ -41,7 +41,7 @@ class BoxLoss(WeightedLoss):
             elsewhere: on a processor overlaps take six times as long.
 
     Raises:
-        ConfigError: ``rotated`` is none of them, or ``loss_weight`` is negative.
+        ConfigError: ``rotated`` is none of them, or ``loss_weight`` is out of its range.
     """
 
     def __init__(self, loss_weight: float = 1.0, rotated: str | None = None) -> None:

@@ -25,7 +25,7 @@ class DistributionKLLoss(DistillationLoss):
         class_reduction: ``'mean'`` or ``'sum'`` over the bins or classes.
 
     Raises:
-        ConfigError: ``temperature`` is not above 0, ``loss_weight`` is negative, or
+        ConfigError: ``temperature`` or ``loss_weight`` is out of its range, or
             ``class_reduction`` is neither.
     """
 

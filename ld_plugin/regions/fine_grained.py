@@ -22,7 +22,7 @@ class FineGrainedRegion(Region):
             centre, width and height. Horizontal boxes are the same either way.
 
     Raises:
-        ConfigError: ``share`` out of its range.
+        ConfigError: A value out of its range.
     """
 
     def __init__(self, share: float = 0.5, rotated: bool = False) -> None:

@@ -431,7 +431,7 @@ def dynamic() -> ConfigDict:
     return model
 
 
-def test_thresholds_that_move_change_nothing() -> None:
+def test_roi_head_whose_thresholds_move_is_distilled() -> None:
     model = build(distilled(dynamic(), dynamic(), ROI))
     found = losses(model, data_of('faster_rcnn'))['loss_roi']
     assert found.isfinite()
