@@ -306,7 +306,7 @@ def test_commands_pass_their_options_on(machine: Machine) -> None:
     assert machine.run('test.sh', '-k', 'a b').stdout.splitlines() == [
         'ran: -m ruff check .',
         'ran: -m ruff format --check .',
-        'ran: -m pytest -k a b',
+        'ran: -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -k a b',
     ]
 
 

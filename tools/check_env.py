@@ -28,7 +28,7 @@ MODULES = {
     'opencv': ('cv2',),
     'mmcv': ('mmcv', 'mmcv.ops'),
     'frameworks': ('mmengine', 'mmdet', 'mmrotate', 'mim', 'pycocotools'),
-    'helpers': ('hypothesis', 'matplotlib', 'pytest', 'ruff', 'sklearn'),
+    'helpers': ('hypothesis', 'matplotlib', 'pytest', 'ruff', 'sklearn', 'xdist'),
     'plugin': ('ld_plugin',),
 }
 

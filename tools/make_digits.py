@@ -1052,8 +1052,6 @@ def _write_preview(out: Path, counts: dict[str, int], path: Path) -> None:
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     given = vars(_parse_args(args))
-    # A polite kill should clean up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     counts = {split: given.pop(split) for split in SPLITS}
     quiet, preview = given.pop('quiet'), given.pop('preview')
     try:
@@ -1072,4 +1070,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    # A polite kill should clean up like Ctrl-C does. Only of this program: workers that a caller of
+    # `main` forks must not inherit the handler.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -21,7 +21,7 @@ build_tools=('setuptools>=80,<82' wheel ninja psutil cython numpy packaging)
 torch=(torch==2.10.0 torchvision==0.25.0)
 mmcv=(onedl-mmcv==2.3.6)
 frameworks=(onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1 onedl-mmrotate==1.2.1 onedl-mim==0.5.1)
-helpers=(ruff==0.17.6 pytest hypothesis scikit-learn matplotlib) # ruff's formatting differs by version
+helpers=(ruff==0.17.6 pytest pytest-xdist hypothesis scikit-learn matplotlib) # ruff's formatting differs by version
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
