@@ -14,6 +14,7 @@ Priors are ordered by level, row, column, anchor. The channel of class c of anch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,22 @@ from .rois import RoISpec
 
 BoxDecoder = Callable[[Tensor, Tensor, Tensor], Tensor]
 RestOfHead = Callable[[int, HeadFeatures], tuple[Sequence[Tensor], Sequence[Tensor]]]
+
+
+class OffsetCoding(NamedTuple):
+    """How a coder of MMRotate's encodes boxes as offsets from rotated anchors.
+
+    Attributes:
+        means, stds, norm_factor, edge_swap, proj_xy: Of the coder.
+        angle_version: Of the anchors, which says what of one is its width.
+    """
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    norm_factor: float | None
+    edge_swap: bool
+    proj_xy: bool
+    angle_version: str | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,8 @@ class HeadSpec:
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
+        offset_coding: What bins that are values of encoded offsets mean in pixels and radians; None
+            where they are not.
         has_boxes: Whether boxes can be decoded with a gradient.
         rates_objects_alone: Whether a class logit means something only where there is an object,
             as objectness, another branch, tells background.
@@ -71,6 +90,7 @@ class HeadSpec:
     only_features: bool = False
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
+    offset_coding: OffsetCoding | None = None
     has_boxes: bool = True
     rates_objects_alone: bool = False
     centre_offset: float = 0.0

@@ -176,6 +176,16 @@ class Distiller(nn.Module, ABC):
             )
             check_equal(
                 key,
+                'codings of the offsets (bbox_head.bbox_coder, '
+                'bbox_head.anchor_generator.angle_version)',
+                student.offset_coding,
+                teacher.offset_coding,
+                "The same bins mean other boxes. Set model.bbox_head.bbox_coder and the anchors' "
+                "angle_version to the teacher's; boxes (BoxDistiller) can be distilled "
+                'nevertheless.',
+            )
+            check_equal(
+                key,
                 "places of the priors' centres in their cells (center_offset of anchors, offset of "
                 'points)',
                 student.centre_offset,

@@ -257,6 +257,27 @@ def test_bins_lie_elsewhere() -> None:
     assert 'first and last bins (bbox_head.delta_range, bbox_head.angle_range) differ' in found
 
 
+@pytest.mark.parametrize(
+    ('part', 'changes'),
+    [
+        ('bbox_coder', dict(edge_swap=False)),
+        ('bbox_coder', dict(proj_xy=False)),
+        ('bbox_coder', dict(norm_factor=2)),
+        ('bbox_coder', dict(target_stds=(0.1, 0.1, 0.2, 0.2, 0.1))),
+        ('anchor_generator', dict(angle_version=None)),
+    ],
+    ids=str,
+)
+def test_offsets_are_encoded_otherwise(part: str, changes: dict) -> None:
+    """Two stock configs of one angle version may differ in the coder, and the bins with it."""
+    family = 'distribution_rotated_retinanet'
+    teacher = tiny(family)
+    teacher.bbox_head[part].update(changes)
+    found = message(recipes.rotated_ld_gwd, teacher, family)
+    assert found.startswith('model.distillers.ld: codings of the offsets (bbox_head.bbox_coder, ')
+    build_rotated(distilled(recipes.bckd, teacher, family))
+
+
 def test_a_loss_of_horizontal_boxes() -> None:
     giou = dict(type='BoxDistiller', loss=dict(type='GIoULoss'))
     assert 'model.distillers.x.loss: found GIoULoss, which compares horiz' in message(dict(x=giou))

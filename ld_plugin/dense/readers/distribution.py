@@ -7,7 +7,7 @@ from typing import ClassVar
 from mmdet.structures.bbox import distance2bbox
 from torch import Tensor
 
-from ..outputs import HeadSpec
+from ..outputs import HeadSpec, OffsetCoding
 from .anchor import AnchorReader
 from .atss import ATSSReader
 from .base import register_reader
@@ -56,7 +56,22 @@ class DistributionRotatedRetinaReader(AnchorReader):
     @property
     def spec(self) -> HeadSpec:
         return replace(
-            super().spec, num_bins=self.head.reg_max + 1, bin_ranges=self.head.bin_ranges
+            super().spec,
+            num_bins=self.head.reg_max + 1,
+            bin_ranges=self.head.bin_ranges,
+            offset_coding=self._offset_coding,
+        )
+
+    @property
+    def _offset_coding(self) -> OffsetCoding:
+        coder = self.head.bbox_coder  # that of horizontal anchors has no proj_xy
+        return OffsetCoding(
+            means=tuple(getattr(coder, 'means', ())),
+            stds=tuple(getattr(coder, 'stds', ())),
+            norm_factor=getattr(coder, 'norm_factor', None),
+            edge_swap=getattr(coder, 'edge_swap', False),
+            proj_xy=getattr(coder, 'proj_xy', False),
+            angle_version=getattr(self.head.prior_generator, 'angle_version', None),
         )
 
     def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
