@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -445,11 +446,12 @@ def _feed_plainly(module: nn.Module, name: str) -> None:
 
     They refuse channels-last memory, and most of them bfloat16.
     """
-    method = getattr(module, name)
+    # a partial of this module's own function, and no closure, which could not be pickled
+    setattr(module, name, partial(_call_plainly, module, name))
 
-    def contiguous_float32(*args: Any, **kwargs: Any) -> Any:
-        args = [a.float().contiguous() if isinstance(a, Tensor) else a for a in args]
-        with torch.autocast(args[0].device.type, enabled=False):
-            return method(*args, **kwargs)
 
-    setattr(module, name, contiguous_float32)
+def _call_plainly(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call the method of a module's class in contiguous float32."""
+    args = [a.float().contiguous() if isinstance(a, Tensor) else a for a in args]
+    with torch.autocast(args[0].device.type, enabled=False):
+        return getattr(type(module), name)(module, *args, **kwargs)

@@ -6,7 +6,7 @@ import io
 import pickle
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -280,8 +280,9 @@ def test_copies_of_the_student_share_the_teacher() -> None:
     assert torch.equal(distillation_loss(twin, batch()), distillation_loss(model, batch()))
 
 
-def test_pickled_student_is_whole() -> None:
-    model = build(tiny_distilled())
+@pytest.mark.parametrize('teacher', [tiny_gfl, deformable])
+def test_pickled_student_is_whole(teacher: Callable[[], ConfigDict]) -> None:
+    model = build(tiny_distilled(dict(config=dict(model=teacher()), checkpoint=None)))
     twin = pickle.loads(pickle.dumps(model))
     assert torch.equal(distillation_loss(twin, batch()), distillation_loss(model, batch()))
     file = io.BytesIO()
