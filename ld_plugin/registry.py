@@ -64,6 +64,11 @@ def build(
         ) from error
 
 
+def type_name(kind: str | type) -> str:
+    """Name of the class that a config's ``type`` means, without scope or module."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
+
+
 def _lookup(registry: Registry, name: str | type, key: str) -> type:
     if isinstance(name, type):
         return name

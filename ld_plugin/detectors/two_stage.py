@@ -13,6 +13,7 @@ from torch import Tensor
 from ..dense import ClassMatch, DistillationContext, HeadRecorder, HeadSpec
 from ..dense.rois import RoIReader, RoIStage, nothing_sampled, sampled
 from ..errors import ConfigError
+from ..registry import type_name
 from .distilled import DistilledDetector, loss_names
 from .teacher import TeacherOutputs
 
@@ -137,7 +138,7 @@ def _check_parts(
             'rpn_head, roi_head. DistilledTwoStageDetector works over configs such as '
             'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.'
         )
-    if str(roi_head.get('type')).endswith('TridentRoIHead'):
+    if type_name(roi_head.get('type')) == 'TridentRoIHead':
         raise ConfigError(
             "model.roi_head.type: found 'TridentRoIHead', whose detector has three branches, "
             'expected a head of a plain two-stage detector, such as StandardRoIHead.'

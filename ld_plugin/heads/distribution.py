@@ -19,6 +19,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..registry import type_name
 from .arguments import check_whole
 
 #: losses of coordinates' differences, which would be differences in pixels here
@@ -81,7 +82,7 @@ class DistributionMixin:
         **kwargs: Any,
     ) -> None:
         check_whole('reg_max', reg_max, 'the largest distance of a box side, in strides')
-        name = str(loss_bbox['type']).rpartition('.')[2]
+        name = type_name(loss_bbox['type'])
         if name in COORDINATE_LOSSES:
             raise ConfigError(
                 f'bbox_head.loss_bbox: found {name}, which compares coordinates, but '

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmdet.models.losses import L1Loss
 from mmdet.registry import MODELS
 from mmengine import ConfigDict
 from torch import Tensor, nn
@@ -171,8 +172,8 @@ def test_bad_reg_max(family: str, value: object) -> None:
         build_head(family, reg_max=value)
 
 
-@pytest.mark.parametrize('loss', ['L1Loss', 'mmdet.SmoothL1Loss'])
-def test_a_loss_of_coordinates_is_refused(family: str, loss: str) -> None:
+@pytest.mark.parametrize('loss', ['L1Loss', 'mmdet.SmoothL1Loss', L1Loss])
+def test_a_loss_of_coordinates_is_refused(family: str, loss: str | type) -> None:
     with pytest.raises(ConfigError, match=r'bbox_head\.loss_bbox: found \w+, .* IoU loss'):
         build_head(family, loss_bbox=dict(type=loss))
 
