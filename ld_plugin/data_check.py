@@ -98,17 +98,21 @@ def plain_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping[str, A
         yield key, dataset
 
 
-def dataset_class(key: str, kind: str | type, scope: str) -> type:
+def dataset_class(key: str, kind: str | type | None, scope: str) -> type:
     """The class of a data set.
 
     Args:
         key: Of the data set in the config.
-        kind: Its ``type``.
+        kind: Its ``type``; None if it has none.
         scope: The config's ``default_scope``.
 
     Raises:
-        ConfigError: It is not registered.
+        ConfigError: It is missing, or not registered.
     """
+    if kind is None:
+        raise ConfigError(
+            f"{key}.type: missing, expected the class of a data set, for example 'CocoDataset'."
+        )
     if isinstance(kind, type):
         return kind
     # by its full name, for MMDetection's registry does not look into MMRotate's otherwise
@@ -139,14 +143,14 @@ def training_classes(cfg: Mapping[str, Any]) -> Sequence[str] | None:
     """Class names of the data set that a config trains on; None if it does not tell.
 
     Raises:
-        ConfigError: The type of the data set is not registered.
+        ConfigError: The type of the data set is missing, or not registered.
     """
     loader = cfg.get('train_dataloader') or {}
     found = next(plain_datasets(loader.get('dataset'), 'train_dataloader.dataset'), None)
     if found is None:
         return None
     key, dataset = found  # the first, by whose names several data sets together go
-    cls = dataset_class(key, dataset['type'], cfg.get('default_scope') or 'mmdet')
+    cls = dataset_class(key, dataset.get('type'), cfg.get('default_scope') or 'mmdet')
     return class_names(dataset, cls) or None
 
 

@@ -51,7 +51,7 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
 
 
 def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
-    cls = dataset_class(key, dataset['type'], scope)
+    cls = dataset_class(key, dataset.get('type'), scope)
     files = dataset.get('ann_file') or _prefix(dataset, 'img_path')
     name = f'{_path(dataset, files)} ({key})'
     if missing := list(missing_files(dataset, key.split(',')[0])):

@@ -726,6 +726,13 @@ def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_pat
         build_runner(cfg)
 
 
+def test_data_set_without_a_type() -> None:
+    cfg = dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(ann_file=''))))
+    assert message(lambda: training_classes(cfg)).startswith(
+        'train_dataloader.dataset.dataset.type: missing, expected the class of a data set'
+    )
+
+
 @pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
 @pytest.mark.parametrize(('classwise', 'number'), [(False, 1), (True, 31)])
 def test_hrsc_names_one_class_unless_it_is_asked_for_all(classwise: bool, number: int) -> None:
