@@ -1,5 +1,6 @@
 """The frozen teacher: a stock detector as an inference engine."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ class FrozenTeacher:
         config = read_config(cfg['config'])
         model_cfg = student_model(config)
         with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
-            model = MODELS.build(model_cfg)
+            model = _build(model_cfg)
         checkpoint, named = cfg['checkpoint'], None
         if checkpoint is None:
             warnings.warn(
@@ -418,7 +419,34 @@ def _checked_keys(cfg: Any) -> Mapping[str, Any]:
     for key in cfg:
         if key not in known:
             raise ConfigError(f'model.teacher.{key}: unknown key, expected one of {known}.')
+    config, checkpoint, classes = cfg['config'], cfg['checkpoint'], cfg.get('classes')
+    if not isinstance(config, str | os.PathLike | Mapping):
+        raise ConfigError(
+            f'model.teacher.config: found a {type(config).__name__}, expected a stock name such as '
+            "'mmdet::gfl/...', a path, or a dict with a 'model'."
+        )
+    if not isinstance(checkpoint, str | os.PathLike | None):
+        raise ConfigError(
+            f"model.teacher.checkpoint: found {checkpoint!r}, expected a path, a URL, 'auto', or "
+            'None for random weights.'
+        )
+    is_list = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
+    if classes is not None and not is_list:
+        raise ConfigError(f'model.teacher.classes: found {classes!r}, expected a list of names.')
     return cfg
+
+
+def _build(model_cfg: Mapping[str, Any]) -> nn.Module:
+    try:
+        return MODELS.build(model_cfg)
+    except ConfigError as error:  # of one of the plugin's own heads
+        raise ConfigError(f'model.teacher.config: {error}') from error
+    # as of a misspelt name or argument, which stand in the student's config as well
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'model.teacher.config: its model cannot be built ({type(error).__name__}: {error}). '
+            "Correct it, or import in the student's config, by custom_imports, what it names."
+        ) from error
 
 
 def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,5 +1,6 @@
 """Mistakes in a config are found when the model is built; messages say where and what to do."""
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -397,6 +398,26 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
             "model.teacher.classes: found 2 names, ('circle', 'square'), expected 3, one for each ",
         ),
         (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, classes='abc'),
+            "model.teacher.classes: found 'abc', expected a list of names.",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=3),
+            'model.teacher.classes: found 3, expected a list of names.',
+        ),
+        (
+            dict(config=None, checkpoint=None),
+            'model.teacher.config: found a NoneType, expected a stock name such as ',
+        ),
+        (
+            dict(config=Config(dict(model=tiny_gfl())), checkpoint=None),
+            "model.teacher.config: found a Config, expected a stock name such as 'mmdet::gfl/",
+        ),
+        (
+            dict(config=dict(model=tiny_gfl()), checkpoint=False),
+            'model.teacher.checkpoint: found False, expected a path, a URL, ',
+        ),
+        (
             dict(config='nothing.py', checkpoint=None),
             "model.teacher.config: found 'nothing.py', but there is no such file (looked in ",
         ),
@@ -425,6 +446,28 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
 )
 def test_teacher_that_cannot_be_built(teacher: Any, expected: str) -> None:
     assert message(lambda: build(tiny_distilled(teacher))).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ('part', 'found'),
+    [
+        (dict(backbone=dict(type='ResNett')), 'KeyError: .*ResNett is not in the mmdet::model'),
+        (
+            dict(bbox_head=dict(num_class=3)),
+            "TypeError: .* unexpected keyword argument 'num_class'",
+        ),
+    ],
+)
+def test_teacher_model_that_cannot_be_built_is_told_from_the_students(
+    part: dict, found: str
+) -> None:
+    config = Config(dict(model=tiny_gfl()))
+    config.merge_from_dict(dict(model=part))
+    teacher = dict(config=dict(config), checkpoint=None)
+    assert re.match(
+        rf'model\.teacher\.config: its model cannot be built \({found}',
+        message(lambda: build(tiny_distilled(teacher))),
+    )
 
 
 @pytest.mark.parametrize('checkpoint', [None, 'auto'])
