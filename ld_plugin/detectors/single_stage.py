@@ -32,7 +32,7 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: dict | None = None,
         bbox_head: dict | None = None,
         teacher: Mapping[str, Any] | None = None,
         distillers: Mapping[str, Mapping[str, Any]] | None = None,
@@ -43,7 +43,7 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
         init_cfg: dict | list[dict] | None = None,
         **unsupported: Any,
     ) -> None:
-        _check_parts(bbox_head, unsupported)
+        _check_parts(backbone, bbox_head, unsupported)
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -62,12 +62,16 @@ _SYNCHRONISED = (
 )
 
 
-def _check_parts(bbox_head: dict | None, unsupported: Mapping[str, Any]) -> None:
-    if bbox_head is None or unsupported:
-        found = f'found {", ".join(sorted(unsupported))}' if unsupported else 'found no bbox_head'
+def _check_parts(
+    backbone: dict | None, bbox_head: dict | None, unsupported: Mapping[str, Any]
+) -> None:
+    parts = dict(backbone=backbone, bbox_head=bbox_head)
+    missing = [f'no {name}' for name, part in parts.items() if part is None]
+    if missing or unsupported:
+        found = ', '.join(sorted(unsupported) or missing)
         raise ConfigError(
-            f'model: {found}; expected the parts of a plain single-stage detector: backbone, neck, '
-            'bbox_head. DistilledSingleStageDetector works over configs such as '
+            f'model: found {found}; expected the parts of a plain single-stage detector: backbone, '
+            'neck, bbox_head. DistilledSingleStageDetector works over configs such as '
             'mmdet::gfl/gfl_r50_fpn_1x_coco.py, DistilledTwoStageDetector over Faster R-CNN.'
             + (_SYNCHRONISED if 'use_syncbn' in unsupported else '')
         )

@@ -47,7 +47,7 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: dict | None = None,
         rpn_head: dict | None = None,
         roi_head: dict | None = None,
         teacher: Mapping[str, Any] | None = None,
@@ -59,7 +59,7 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
         init_cfg: dict | list[dict] | None = None,
         **unsupported: Any,
     ) -> None:
-        _check_parts(rpn_head, roi_head, unsupported)
+        _check_parts(backbone, rpn_head, roi_head, unsupported)
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -127,9 +127,12 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
 
 
 def _check_parts(
-    rpn_head: dict | None, roi_head: dict | None, unsupported: Mapping[str, Any]
+    backbone: dict | None,
+    rpn_head: dict | None,
+    roi_head: dict | None,
+    unsupported: Mapping[str, Any],
 ) -> None:
-    parts = dict(rpn_head=rpn_head, roi_head=roi_head)
+    parts = dict(backbone=backbone, rpn_head=rpn_head, roi_head=roi_head)
     missing = [name for name, part in parts.items() if part is None]
     if missing or unsupported:
         found = ', '.join([*(f'no {name}' for name in missing), *sorted(unsupported)])

@@ -338,12 +338,20 @@ def test_no_distillers(distillers: Any) -> None:
         ('distillers', 'model.distillers: found None, expected a dict'),
         ('teacher', 'model.teacher: found None, expected a dict'),
         ('bbox_head', 'model: found no bbox_head; expected the parts of a plain single-stage'),
+        ('backbone', 'model: found no backbone; expected the parts of a plain single-stage'),
     ],
 )
 def test_missing_part_of_the_model(removed: str, start: str) -> None:
     model = tiny_distilled()
     model.pop(removed)
     assert message(lambda: build(model)).startswith(start)
+
+
+@pytest.mark.parametrize('stages', ['Single', 'Two'])
+def test_semi_supervised_detector(stages: str) -> None:
+    model = dict(type=f'Distilled{stages}StageDetector', detector=tiny_gfl(), semi_train_cfg={})
+    found = message(lambda: build(model))
+    assert re.match(r'model: found .*detector, semi_train_cfg; expected the parts of a ', found)
 
 
 def test_option_of_another_detector() -> None:
