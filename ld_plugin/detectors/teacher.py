@@ -445,7 +445,8 @@ def _build(model_cfg: Mapping[str, Any]) -> nn.Module:
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f'model.teacher.config: its model cannot be built ({type(error).__name__}: {error}). '
-            "Correct it, or import in the student's config, by custom_imports, what it names."
+            "Correct it. A dict of MMRotate's models needs default_scope='mmrotate' beside model; "
+            "modules of one's own are named in custom_imports of the student's config."
         ) from error
 
 

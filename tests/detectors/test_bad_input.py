@@ -478,6 +478,13 @@ def test_teacher_model_that_cannot_be_built_is_told_from_the_students(
     )
 
 
+@pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
+def test_rotated_teacher_without_its_scope() -> None:
+    head = dict(type='RotatedRetinaHead', num_classes=3, in_channels=32)
+    teacher = dict(config=dict(model=tiny_gfl() | dict(bbox_head=head)), checkpoint=None)
+    assert "needs default_scope='mmrotate'" in message(lambda: build(tiny_distilled(teacher)))
+
+
 @pytest.mark.parametrize('checkpoint', [None, 'auto'])
 def test_missing_package_is_said_and_not_installed(
     checkpoint: Any, monkeypatch: pytest.MonkeyPatch
