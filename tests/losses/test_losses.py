@@ -232,6 +232,15 @@ def test_values_out_of_range_are_refused(make, message):
         make()
 
 
+def test_defaults_are_the_published_values():
+    kl = DistributionKLLoss()
+    assert (kl.temperature, kl.loss_weight, kl.class_reduction) == (10, 0.25, 'mean')
+    binary = BinaryKDLoss()
+    assert (binary.beta, binary.loss_weight) == (1, 1)
+    weights = [loss().loss_weight for loss in (FeatureMSELoss, PearsonFeatureLoss, RankKLLoss)]
+    assert weights == [2, 6, 4]
+
+
 @settings(deadline=None, max_examples=30)
 @given(count=st.integers(2, 30), channels=st.integers(1, 5), seed=st.integers(0, 10**6))
 def test_pearson_error_is_one_minus_the_correlation(count, channels, seed):
