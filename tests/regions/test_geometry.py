@@ -338,3 +338,12 @@ def test_general_instance_scores_of_a_small_example():
     expected = [torch.tensor(9.0).sigmoid() - 0.5, torch.tensor(9.0).sigmoid() * 2 - 1]
     torch.testing.assert_close(scores, torch.stack(expected))
     assert teacher_wins.tolist() == [True, False]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_general_instance_scores_of_half_precision_are_computed_in_float32(dtype):
+    logits = (3 * torch.randn(2, 50, 4)).to(dtype)
+    for found, expected in zip(
+        general_instance_scores(*logits), general_instance_scores(*logits.float()), strict=True
+    ):
+        torch.testing.assert_close(found, expected)

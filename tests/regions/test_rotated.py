@@ -137,7 +137,9 @@ def test_covered_cells() -> None:
 
 
 def test_covered_cells_of_nothing_and_of_what_lies_outside() -> None:
-    for boxes in (torch.zeros(2, 5), torch.empty(0, 5), torch.tensor([[-90.0, 20, 10, 10, 1]])):
+    outside = torch.tensor([[-90.0, 20, 10, 10, 1]])
+    lines = torch.tensor([[20.0, 20, 0, 10, 1], [20, 20, 10, 0, 1]])
+    for boxes in (torch.zeros(2, 5), torch.empty(0, 5), outside, lines):
         assert not covered_cells(boxes, (4, 4), (8, 8)).any()
 
 
