@@ -46,6 +46,21 @@ def test_classification_everywhere(step: DistillationContext) -> None:
     assert distiller(step).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_classification_everywhere_averaged_on_every_level(step: DistillationContext) -> None:
+    distiller = make(
+        step,
+        type='ClassificationDistiller',
+        region=dict(type='EverywhereRegion'),
+        loss=dict(type='BinaryKDLoss'),
+    )
+    each = brute_force.binary_kl(*rows(step, 'level_class_logits'), beta=1).sum(-1)
+    valid = step.assignment.valid.numpy()
+    ends = np.cumsum(step.student.num_level_priors)[:-1]
+    levels = zip(np.split(each, ends, axis=1), np.split(valid, ends, axis=1), strict=True)
+    expected = sum(values[counted].mean() for values, counted in levels)
+    assert distiller(step).item() == pytest.approx(expected, rel=1e-5)
+
+
 def expected_box_loss(step: DistillationContext, weights: np.ndarray) -> float:
     scores = [brute_force.sigmoid(z) for z in rows(step, 'level_class_logits')]
     weights = weights * np.abs(scores[0] - scores[1]).max(-1)
@@ -135,6 +150,14 @@ def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
         (
             dict(type='ClassificationDistiller', normalizer='images'),
             "^model.distillers.x.normalizer: found 'images', expected one of",
+        ),
+        (
+            dict(type='ClassificationDistiller', weights='scores'),
+            "^model.distillers.x.weights: found 'scores', expected one of",
+        ),
+        (
+            dict(type='LocalizationDistiller', normalizer='positives'),
+            "^model.distillers.x.normalizer: found 'positives', expected one of",
         ),
         (
             dict(type='ClassificationDistiller', loss=dict(type='BinaryKDLoss', beta=0.1)),

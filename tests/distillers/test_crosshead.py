@@ -141,6 +141,12 @@ def test_statistics_become_the_teachers() -> None:
     torch.testing.assert_close(with_statistics_of(7 * student - 3, teacher), found)
 
 
+def test_statistics_of_half_precision_are_computed_in_float32() -> None:
+    student, teacher = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6).bfloat16()
+    found = with_statistics_of(student, teacher)
+    torch.testing.assert_close(found, with_statistics_of(student, teacher.float()))
+
+
 def test_gradient_of_the_statistics() -> None:
     student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.distillers import Distiller, build_distillers
-from ld_plugin.losses import PearsonFeatureLoss
+from ld_plugin.distillers import Distiller, FeatureDistiller, build_distillers, feature
+from ld_plugin.losses import DistillationLoss, PearsonFeatureLoss
 from ld_plugin.recipes import pkd
+from ld_plugin.regions import EverywhereRegion
 from tests.contexts import context, take_images
 
 
@@ -78,6 +79,31 @@ def test_levels_with_a_single_position_or_none(step: DistillationContext) -> Non
     loss.backward()
     assert loss == 0
     assert not any(level.grad.any() for level in step.student.features)
+
+
+class SimilarityLoss(DistillationLoss):
+    """How much the cells' similarities differ: every cell and every channel counts for all."""
+
+    rows_are_independent = False
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        differences = student @ student.t() - teacher.detach() @ teacher.detach().t()
+        return differences.square().mean(1)
+
+
+def test_a_loss_of_cells_and_channels_together_sees_whole_levels(
+    step: DistillationContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature, 'pieces_of', lambda level, **_: level.shape[1])
+    loss, expected = SimilarityLoss(), 0.0
+    for student, teacher in zip(step.student.features, step.teacher.features, strict=True):
+        valid = torch.ones(4, *student.shape[2:], dtype=torch.bool)
+        valid[1::2, :, -1] = False  # the padding of every second image
+        maps = student.movedim(1, -1), teacher.movedim(1, -1)
+        expected += loss(maps[0][valid], maps[1][valid])
+    distiller = FeatureDistiller(EverywhereRegion(), loss)
+    distiller.prepare(step.student.spec, step.teacher.spec, 'x')
+    torch.testing.assert_close(distiller(step), expected)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

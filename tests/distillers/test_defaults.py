@@ -1,0 +1,60 @@
+"""What a config leaves out is as published: regions, losses and weights."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ld_plugin.distillers import build_distillers
+from tests.contexts import context
+
+MAIN, EVERYWHERE = dict(type='MainRegion'), dict(type='EverywhereRegion')
+
+
+def kl(temperature: float, loss_weight: float, class_reduction: str = 'mean') -> dict[str, Any]:
+    return dict(
+        type='DistributionKLLoss',
+        temperature=temperature,
+        loss_weight=loss_weight,
+        class_reduction=class_reduction,
+    )
+
+
+def squared_error(loss_weight: float) -> dict[str, Any]:
+    return dict(type='FeatureMSELoss', loss_weight=loss_weight)
+
+
+DECOUPLED = dict(type='DecoupledLoss', objects=kl(1, 2, 'sum'), background=kl(1, 2, 'sum'))
+DEFAULTS = dict(
+    LocalizationDistiller=dict(
+        region=MAIN, loss=kl(10, 0.25), divisor=4, reference_images=3, normalizer='images'
+    ),
+    ClassificationDistiller=dict(
+        region=MAIN, loss=kl(2, 10), normalizer='level_positions', weights='labels'
+    ),
+    QualityDistiller=dict(region=MAIN, loss=dict(type='BinaryKDLoss', beta=0, loss_weight=1)),
+    BoxDistiller=dict(region=EVERYWHERE, loss=dict(type='GIoULoss', loss_weight=4)),
+    FeatureDistiller=dict(region=EVERYWHERE, loss=squared_error(2)),
+    PredictionGuidedFeatureDistiller=dict(region=EVERYWHERE, loss=squared_error(1.5), on='logit'),
+    RankDistiller=dict(loss=dict(type='RankKLLoss', loss_weight=4), on='score'),
+    DecoupledFeatureDistiller=dict(
+        region=dict(type='GTCellsRegion', levels='size', finest_scale=14 * 8),
+        loss=squared_error(1),
+        object_weight=3,
+        background_weight=12,
+    ),
+    DecoupledClassificationDistiller=dict(loss=DECOUPLED),
+)
+
+
+def loss_of(cfg: dict[str, Any]) -> torch.Tensor:
+    step = context(images=3)
+    torch.manual_seed(0)  # of the adapter
+    return build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x'](step)
+
+
+@pytest.mark.parametrize('name', DEFAULTS)
+def test_defaults(name: str) -> None:
+    found, expected = loss_of(dict(type=name)), loss_of(dict(type=name, **DEFAULTS[name]))
+    assert expected > 0
+    torch.testing.assert_close(found, expected)
