@@ -92,6 +92,11 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert 'matched_gts' in spec.extras
 
 
+def test_heads_with_distributions_are_listed(head: BaseDenseHead) -> None:
+    reader = get_reader(head)
+    assert reader.has_distributions == (reader.spec.num_bins is not None)
+
+
 def test_shapes_are_those_of_the_spec(head: BaseDenseHead, features: list[Tensor]) -> None:
     outputs = read(head, features)
     assert outputs.features == features
