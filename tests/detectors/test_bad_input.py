@@ -770,6 +770,21 @@ def test_other_class_names_stop_the_training_at_its_first_step(tmp_path: Path) -
     assert runner.iter == 0
 
 
+def test_names_told_beforehand_hold_where_the_data_set_has_none() -> None:
+    names = 'circle', 'square', 'star'
+
+    def kd_loss(told: tuple | None, of_data_set: tuple | None) -> float:
+        hub = MessageHub.get_current_instance()
+        hub.update_info('dataset_meta', dict(classes=of_data_set))
+        model = build(tiny_distilled(teacher_named('star', 'circle', 'square'), ld_kd))
+        if told:
+            model.match_classes(told)
+        return losses(model, batch())['loss_kd'].item()
+
+    assert kd_loss(names, None) == kd_loss(None, names)
+    assert kd_loss(names, None) != kd_loss(None, None)
+
+
 def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_path: Path) -> None:
     """By `tools/train.py`, which knows the config of the data set; no data are read."""
     cfg = Config.fromfile(ROOT / 'configs' / 'bccd' / 'gfl_r18_fpn_12e_bccd.py')

@@ -3,6 +3,7 @@
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
@@ -67,6 +68,22 @@ def test_equal_preprocessing_returns_the_same_tensor(name: str) -> None:
     images = torch.rand(3, 3, 64, 96)
     both = preprocessor(**PREPROCESSORS[name]), preprocessor(**PREPROCESSORS[name])
     assert InputConversion.between(*both)(images, SHAPES) is images
+
+
+@pytest.mark.parametrize('factor', [0.5, 1.5, 2])
+def test_resized_images_end_where_their_last_pixel_lies(factor: float) -> None:
+    padded = PREPROCESSORS['gray_padding']
+    images = preprocessed(**padded)[..., :95]
+    before = images.clone()
+    conversion = InputConversion.between(preprocessor(**padded), preprocessor())
+    resized, shapes = conversion.resize(images, SHAPES, factor)
+    assert resized.shape[2:] == (np.ceil(64 * factor), np.ceil(95 * factor))
+    for image, shape, before_ in zip(resized, shapes, SHAPES, strict=True):
+        assert shape == tuple(np.ceil(np.array(before_) * factor))
+        padding = torch.ones(image.shape, dtype=torch.bool)
+        padding[:, : shape[0], : shape[1]] = False
+        assert (image[padding] == 114).all()
+    assert torch.equal(images, before), "the student's images must not change"
 
 
 @pytest.mark.parametrize('inside', [True, False])

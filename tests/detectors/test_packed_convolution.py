@@ -202,9 +202,23 @@ def test_fused_blocks_equal_the_stock_ones(number: int) -> None:
     assert 'ReLU' not in called(fused)
 
 
+def with_reflection(block: nn.Module) -> nn.Module:
+    """A block of which one convolution has no packed kernel."""
+    block.conv2.padding_mode = 'reflect'
+    return block
+
+
+def with_group_norm(block: nn.Module) -> nn.Module:
+    """A block of which one norm layer cannot be folded."""
+    setattr(block, block.norm2_name, nn.GroupNorm(1, block.conv2.out_channels))
+    return block
+
+
 @pytest.mark.parametrize(
     'block',
     [
+        with_reflection(Bottleneck(8, 2)),
+        with_group_norm(Bottleneck(8, 2)),
         Bottleneck(
             8, 2, plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.5), position='after_conv3')]
         ),
@@ -213,7 +227,15 @@ def test_fused_blocks_equal_the_stock_ones(number: int) -> None:
         ConvModule(8, 16, 3, padding=1, padding_mode='reflect'),
         ConvModule(8, 8, 3, order=('act', 'conv', 'norm')),
     ],
-    ids=['plugins', 'group norm', 'SiLU', 'reflection', 'pre-activation'],
+    ids=[
+        'one reflection',
+        'one group norm',
+        'plugins',
+        'group norm',
+        'SiLU',
+        'reflection',
+        'pre-activation',
+    ],
 )
 def test_what_cannot_be_fused_stays_as_it_is(block: nn.Module) -> None:
     block = block.eval()

@@ -251,8 +251,8 @@ def test_other_missing_packages_are_named_as_ever(tmp_path: Path) -> None:
         model_config.read_file(tmp_path / 'mine.py')
 
 
-def test_bins_lie_elsewhere() -> None:
-    family = 'distribution_rotated_retinanet'
+@pytest.mark.parametrize('family', ['distribution_rotated_retinanet', 'distribution_rotated_fcos'])
+def test_bins_lie_elsewhere(family: str) -> None:
     found = message(recipes.rotated_ld_gwd, tiny(family, angle_range=(-2, 2)), family)
     assert 'first and last bins (bbox_head.delta_range, bbox_head.angle_range) differ' in found
 

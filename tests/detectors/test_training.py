@@ -15,6 +15,11 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import nn
 
 from ld_plugin import launch
+from ld_plugin.distillers.schedules import (
+    ConstantSchedule,
+    LinearDecaySchedule,
+    LinearWarmupSchedule,
+)
 from ld_plugin.recipes import imitation_inside_gt, ld_full
 from tests.models import (
     TinyDataset,
@@ -305,6 +310,17 @@ def test_weight_schedules_follow_the_runner(tmp_path: Path) -> None:
         for first in (0, 1):  # the two batches of an epoch
             unscaled = [r / v for r, v in zip(reported[first::2], values[first::2], strict=True)]
             assert unscaled == pytest.approx([unscaled[0]] * 4, rel=1e-4)
+
+
+def test_schedules_reach_their_ends_by_default() -> None:
+    schedules = LinearWarmupSchedule(iters=2), LinearDecaySchedule(), ConstantSchedule()
+    hub = MessageHub.get_current_instance()
+    hub.update_info('max_iters', 4)
+    factors = []
+    for iteration in (0, 1, 2, 4):
+        hub.update_info('iter', iteration)
+        factors.append([schedule.factor() for schedule in schedules])
+    assert factors == [[0, 1, 1], [0.5, 0.75, 1], [1, 0.5, 1], [1, 0, 1]]
 
 
 def test_schedule_without_a_runner_says_what_to_do() -> None:

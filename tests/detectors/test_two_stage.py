@@ -240,6 +240,10 @@ def test_a_cascade_that_stops_early(family: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model.roi_head.bbox_head[0], 'refine_bboxes', lambda *args: None)
     stages = observed(model, data_of(family)).rois
     assert [len(stage.rois) > 0 for stage in stages] == [True, *[False] * (len(stages) - 1)]
+    for stage, box_dim in list(zip(stages, model.spec.rois.box_dims, strict=True))[1:]:
+        assert stage.rois.shape == (0, 1 + box_dim)
+        assert stage.student.shape == stage.teacher.shape == (0, 4)
+        assert stage.student.requires_grad
     loss = distillation_loss(model, data_of(family))
     loss.backward()
     assert loss.isfinite()
@@ -312,6 +316,23 @@ def test_classes_without_a_partner_carry_no_loss() -> None:
     assert stage.labels.max() == 2
     assert (stage.label_weights == 0).any()
     assert (stage.labels[stage.label_weights == 0] == 2).all()
+
+
+def test_a_head_of_other_classes_than_the_data_set() -> None:
+    MessageHub.get_current_instance().update_info('dataset_meta', dict(classes=('a', 'b')))
+    teacher = dict(config=dict(model=tiny('faster_rcnn')), checkpoint=None, classes=('a', 'b', 'c'))
+    model = build(distilled(tiny('faster_rcnn'), teacher, ROI))
+    place = r'^model\.roi_head\.bbox_head\.num_classes: found 3, expected 2, '
+    with pytest.raises(ConfigError, match=place):
+        losses(model, batch())
+
+
+def test_other_number_of_names_in_the_checkpoint(tmp_path: Path) -> None:
+    state = dict(state_dict=build(tiny('faster_rcnn')).state_dict(), meta=dict(CLASSES=('a', 'b')))
+    torch.save(state, tmp_path / 't.pth')
+    teacher = dict(config=dict(model=tiny('faster_rcnn')), checkpoint=str(tmp_path / 't.pth'))
+    with pytest.raises(ConfigError, match=r"found 2 names, \('a', 'b'\), expected 3"):
+        build(distilled(tiny('faster_rcnn'), teacher, ROI))
 
 
 # the losses
@@ -415,6 +436,12 @@ def trident() -> ConfigDict:
     return model
 
 
+def without_second_stage() -> ConfigDict:
+    model = tiny('faster_rcnn')
+    del model.roi_head
+    return model
+
+
 def softmax_proposals() -> ConfigDict:
     model = tiny('faster_rcnn')
     model.rpn_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
@@ -500,6 +527,10 @@ def other_roi_head() -> ConfigDict:
         (
             lambda: distilled(tiny('faster_rcnn'), tiny('faster_rcnn'), ld_full),
             r"distillers.ld: the student's head RPNHead predicts boxes without distributions",
+        ),
+        (
+            lambda: distilled(without_second_stage(), tiny('faster_rcnn')),
+            'found no roi_head; expected the parts of a two-stage detector',
         ),
         (lambda: distilled(tiny_gfl(), tiny_gfl()), r'found no rpn_head, no roi_head, bbox_head;'),
         *(

@@ -357,6 +357,13 @@ def test_the_only_anchor_of_a_cell_may_have_another_size() -> None:
     assert losses(model, batch(SHAPES))['loss_bckd_cls'] > 0
 
 
+def test_distances_from_the_centres_of_other_anchors_are_compared() -> None:
+    teacher = tiny_gfl()
+    teacher.bbox_head.anchor_generator.octave_base_scale = 4
+    model = build(tiny_distilled(dict(config=dict(model=teacher), checkpoint=None), ld_main))
+    assert losses(model, batch(SHAPES))['loss_ld'] > 0
+
+
 @pytest.mark.skipif(not ROTATED, reason='needs MMRotate')
 def test_offsets_from_other_anchors_are_refused() -> None:
     name = 'distribution_rotated_retinanet'
