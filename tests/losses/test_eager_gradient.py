@@ -82,12 +82,14 @@ def test_without_autograd_it_is_the_value():
     torch.testing.assert_close(value, x.detach().square().sum())
 
 
-def test_small_gradients_of_half_precision_survive_until_they_are_scaled():
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_small_gradients_of_half_precision_survive_until_they_are_scaled(pieces: int):
     # 1e-9 is 0 in float16; a gradient scaler multiplies the loss by about this
-    scale, student = 2.0**16, torch.ones(4, dtype=torch.float16, requires_grad=True)
-    (scale * eager_gradient(lambda x: 1e-9 * x.sum(), student)).backward()
+    scale, student = 2.0**16, torch.ones(1, 4, dtype=torch.float16, requires_grad=True)
+    (scale * eager_gradient(lambda x: 1e-9 * x.sum(), student, pieces=pieces)).backward()
     assert student.grad.dtype == torch.float16
-    torch.testing.assert_close(student.grad.float(), torch.full((4,), 6.55e-5), rtol=1e-2, atol=0)
+    expected = torch.full((1, 4), 6.55e-5)
+    torch.testing.assert_close(student.grad.float(), expected, rtol=1e-2, atol=0)
 
 
 def test_nothing_but_the_gradient_is_kept():
