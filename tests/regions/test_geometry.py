@@ -16,6 +16,7 @@ from ld_plugin.regions.geometry import (
     fine_grained_region,
     general_instance_scores,
     inside_gt_region,
+    overlap_region,
     overlapping_pairs,
     select_top_boxes,
     valuable_localization_region,
@@ -89,6 +90,20 @@ def test_valuable_localization_region_of_every_pair(gts, valid, kind, alpha, top
     expected = brute_force.vlr(PRIORS, gts, COUNTS, valid, kind, alpha, topk)
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
     np.testing.assert_array_equal(ours.numpy() > 0, expected > 0)
+
+
+def test_the_lower_bound_is_in_the_region_and_the_upper_one_is_not():
+    gt = torch.tensor([[0.0, 0, 8, 8]])
+    # the two nearest priors cover half of it, so the threshold is 1/2 and the lower bound 1/8
+    half = [[0, 2, 8, 6], [0, 0, 8, 4]]
+    # 12/64 and 11/64 of it, less 8/128 for the distance of the centres
+    priors = torch.tensor([*half, [0, 0.5, 4, 3.5], [0, 0.625, 4, 3.375]])
+    found = valuable_localization_region(priors, gt, [4], topk=2, overlap='diou')
+    assert found.tolist() == [0, 1 / 2, 12 / 64, 0]
+
+    # 8/64 and 7/64 of it
+    priors = torch.tensor([*half, [0, 0, 2, 4], [0, 0, 2, 3.5]])
+    assert overlap_region(priors, gt, [4], topk=2).tolist() == [1 / 2, 1 / 2, 1 / 8, 0]
 
 
 @settings(deadline=None, max_examples=40)
