@@ -85,6 +85,15 @@ def test_boxes_of_the_positives(step: DistillationContext) -> None:
     assert distiller(step).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_boxes_of_no_positives_have_no_loss_and_a_gradient(step: DistillationContext) -> None:
+    nothing = replace(step.assignment, labels=torch.full_like(step.assignment.labels, 3))
+    distiller = make(step, type='BoxDistiller', region=dict(type='MainRegion'))
+    loss = distiller(replace(step, assignment=nothing))
+    assert loss == 0
+    loss.backward()
+    assert not any(level.grad.any() for level in step.student.box_maps)
+
+
 @pytest.mark.parametrize('loss', ['IoULoss', 'DIoULoss', 'CIoULoss', 'L1Loss', 'SmoothL1Loss'])
 @pytest.mark.parametrize('region', ['EverywhereRegion', 'MainRegion'])
 def test_other_stock_losses(step: DistillationContext, loss: str, region: str) -> None:

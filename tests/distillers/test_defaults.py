@@ -1,10 +1,12 @@
 """What a config leaves out is as published: regions, losses and weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from ld_plugin.dense.rois import RoISpec, RoIStage
 from ld_plugin.distillers import build_distillers
 from tests.contexts import context
 
@@ -47,6 +49,11 @@ DEFAULTS = dict(
 )
 
 
+ROI_DEFAULTS = dict(
+    RoIClassificationDistiller=kl(1, 1, 'sum'), DecoupledRoIClassificationDistiller=DECOUPLED
+)
+
+
 def loss_of(cfg: dict[str, Any]) -> torch.Tensor:
     step = context(images=3)
     torch.manual_seed(0)  # of the adapter
@@ -56,5 +63,18 @@ def loss_of(cfg: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize('name', DEFAULTS)
 def test_defaults(name: str) -> None:
     found, expected = loss_of(dict(type=name)), loss_of(dict(type=name, **DEFAULTS[name]))
+    assert expected > 0
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('name', ROI_DEFAULTS)
+def test_defaults_of_proposals(name: str) -> None:
+    spec = replace(context().student.spec, rois=RoISpec(3, 1, True, (4,)))
+    student, teacher, labels = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) % 4
+    stage = RoIStage(torch.zeros(9, 5), student, teacher, labels, torch.ones(9), loss_weight=1)
+    found, expected = (
+        build_distillers(dict(x=cfg), spec, spec)['x'].of_stage(stage)
+        for cfg in (dict(type=name), dict(type=name, loss=ROI_DEFAULTS[name]))
+    )
     assert expected > 0
     torch.testing.assert_close(found, expected)
