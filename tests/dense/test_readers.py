@@ -142,9 +142,8 @@ def stock_scores(head: BaseDenseHead, scores: Tensor, quality: Tensor | None) ->
     return scores if quality is None else scores * quality
 
 
-def test_boxes_and_scores_are_those_of_stock_prediction(
-    head: BaseDenseHead, features: list[Tensor]
-) -> None:
+def check_stock_prediction(head: BaseDenseHead, features: list[Tensor]) -> None:
+    """Boxes and scores as read are those of ``predict_by_feat``."""
     head.eval()
     outs = head(features)
     outputs = get_reader(head).read(outs, features)
@@ -160,6 +159,20 @@ def test_boxes_and_scores_are_those_of_stock_prediction(
         expected = torch.cat([get_box_tensor(predicted.bboxes), predicted.scores[:, None]], dim=1)
         # the stock list is ordered by score, and holds every (prior, class) once
         torch.testing.assert_close(sort_rows(torch.cat(rows, dim=1)), sort_rows(expected))
+
+
+def test_boxes_and_scores_are_those_of_stock_prediction(
+    head: BaseDenseHead, features: list[Tensor]
+) -> None:
+    check_stock_prediction(head, features)
+
+
+@pytest.mark.skipif(not ALL_ROTATED, reason='needs MMRotate')
+@pytest.mark.parametrize('name', ['rotated_retinanet_csl', 'rotated_retinanet_psc'])
+def test_angles_that_are_no_offsets_from_the_anchors(name: str) -> None:
+    head = build_head(name, use_encoded_angle=False)
+    head.bbox_coder.use_box_type = False  # the stock prediction puts angles into plain numbers
+    check_stock_prediction(head, random_features(head))
 
 
 def test_training_and_evaluation_give_the_same_boxes(
