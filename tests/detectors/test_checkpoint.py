@@ -325,6 +325,12 @@ def test_weights_of_another_model_altogether(tmp_path: Path) -> None:
         teacher(tmp_path / 'linear.pth')
 
 
+def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
+    torch.save(dict(state_dict={}), tmp_path / 'empty.pth')
+    with pytest.raises(ConfigError, match=r'it has none of 132 weights; found nothing\. '):
+        teacher(tmp_path / 'empty.pth')
+
+
 def test_weights_under_another_key(tmp_path: Path) -> None:
     torch.save(dict(model=build(tiny_gfl(), 7).state_dict(), epoch=3), tmp_path / 'other.pth')
     with pytest.raises(ConfigError, match=r'it has none of 132 weights; found model, epoch\. '):

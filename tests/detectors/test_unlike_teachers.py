@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ld_plugin import ConfigError
 from ld_plugin.dense import ClassMatch, DistillationContext, TeacherMatch
+from ld_plugin.dense.matching import take_levels
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import build_distillers
@@ -244,6 +245,27 @@ def test_features_are_distilled_on_the_levels_that_both_have() -> None:
     ]
     assert context.assignment.labels.shape == (2, len(context.student.priors))
     assert losses(model, batch(SHAPES))['loss_im'] > 0
+
+
+def test_boxes_alone_do_not_depend_on_the_order_of_the_classes(tmp_path: Path) -> None:
+    found = []
+    for rows in ([0, 1, 2], [2, 0, 1]):
+        cfg = teacher_with_rows(tmp_path / 'a.pth', rows, classes=[NAMES[row] for row in rows])
+        found.append(losses(build(tiny_distilled(cfg, ld_main)), batch(SHAPES))['loss_ld'])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('images', [1, 3])
+def test_the_assignment_on_the_levels_that_both_have(images: int) -> None:
+    whole = context(images=images, priors_per_cell=2)
+    teacher = take_levels(whole.teacher, [1, 2])
+    match = TeacherMatch(whole.student.spec, teacher.spec)
+    found = match.context(whole.student, teacher, whole.assignment, whole.gt_bboxes, ()).assignment
+    assert found.positive.any()
+    finest = whole.student.num_level_priors[0]
+    for name in ('labels', 'label_weights', 'valid', 'positive', 'matched_gts'):
+        expected = getattr(whole.assignment, name)[:, finest:]
+        assert torch.equal(getattr(found, name), expected), name
 
 
 @pytest.mark.parametrize(('scale', 'strides'), [(2, [8, 16, 32, 64]), (0.5, [16, 32, 64, 128])])
