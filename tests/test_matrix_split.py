@@ -43,6 +43,7 @@ def averages(asked: list[Tensor], answers: Sequence[Tensor] | None) -> Iterator[
     answers = iter(answers) if answers is not None else None
 
     def reduce_mean(value: Tensor) -> Tensor:
+        assert value.is_floating_point(), 'the sum over processes is divided in place'
         asked.append(value)
         return value if answers is None else next(answers)
 
