@@ -136,6 +136,12 @@ def test_covered_cells() -> None:
     assert found.sum() < rectangle.sum()
 
 
+@pytest.mark.parametrize('angle', [-0.5, 0.5])
+def test_a_ground_truth_that_holds_no_cells_middle_covers_that_of_its_centre(angle: float) -> None:
+    found = covered_cells(torch.tensor([[18, 21.9, 12, 1, angle]]), (8, 8), (8, 8))
+    assert found.nonzero().tolist() == [[2, 2]]
+
+
 def test_covered_cells_of_nothing_and_of_what_lies_outside() -> None:
     outside = torch.tensor([[-90.0, 20, 10, 10, 1]])
     lines = torch.tensor([[20.0, 20, 0, 10, 1], [20, 20, 10, 0, 1]])
