@@ -245,3 +245,16 @@ def test_a_new_region_never_gets_the_selection_of_one_that_is_gone(step):
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class ByQuality(Region):
+    """Of a user: every prior counts with the student's own quality."""
+
+    def weights(self, context: DistillationContext) -> torch.Tensor:
+        return torch.cat([m.flatten(1) for m in context.student.quality_maps], dim=1).sigmoid()
+
+
+def test_weights_out_of_the_students_predictions_carry_no_gradient():
+    step, region = context(), ByQuality()
+    assert region.weights(step).requires_grad
+    assert not step.select(region).weights.requires_grad
