@@ -1,5 +1,6 @@
-"""The README's extensions: each is shown in full there, and runs here as a user would add it."""
+"""The README's extensions and configs: they are shown in full there, and run here as a user's."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from mmengine import Config, ConfigDict
 
 from ld_plugin import ConfigError
+from ld_plugin.recipes import ld_full
 from tests.models import batch, build, losses, tiny_gfl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,3 +138,23 @@ def test_own_head_is_refused_localization_distillation() -> None:
 
     with pytest.raises(ConfigError, match='LinearHead predicts boxes without distributions'):
         build(linear_model(dict(ld=dict(type='LocalizationDistiller'))))
+
+
+def test_pure_python_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's own, over a tiny detector; what the runner writes of it can be built too."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    (config,) = (block for block in blocks if 'read_base' in block)
+    stock = f'from mmdet.models import GFL\nmodel = {tiny_gfl().to_dict()}\n'
+    monkeypatch.chdir(tmp_path)
+    Path('student.py').write_text(config)
+    for name in ('gfl_r50_fpn_1x_coco.py', 'gfl_r101_fpn_2x_coco.py'):
+        Path(name).write_text(f'{stock}model.update(type=GFL)\n')
+    torch.save(dict(state_dict=build(tiny_gfl(), 7).state_dict()), 'gfl_r101_fpn_2x_coco.pth')
+    Config.fromfile('student.py').dump('dumped.py')
+    found = []
+    for name in ('student.py', 'dumped.py'):
+        model = build(Config.fromfile(name).model)
+        assert set(model.distillers) == set(ld_full)
+        found.append(losses(model, batch()))
+    assert found[0] == found[1]
+    assert found[0]['loss_ld'] > 0

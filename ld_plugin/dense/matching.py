@@ -217,7 +217,7 @@ class ClassMatch:
         if self.covers_student:
             return assignment
         count = len(self.student)
-        labels = self._partners(assignment.labels.clamp(0, self.num_student_classes))
+        labels = self._partners(assignment.labels)
         lost = assignment.positive & (labels == count)
         return replace(
             assignment,

@@ -227,6 +227,13 @@ def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
         )
 
 
+#: what a config of mmengine's pure Python style leaves of an object that it imports
+_NAME_ALONE = (
+    ' A pure Python config imports recipes inside of `with read_base():`, or they are written out '
+    'by their name.'
+)
+
+
 def build_distillers(
     cfg: Mapping[str, Mapping[str, Any]], student: HeadSpec, teacher: HeadSpec
 ) -> nn.ModuleDict:
@@ -241,7 +248,7 @@ def build_distillers(
     if not isinstance(cfg, Mapping) or all(distiller is None for distiller in cfg.values()):
         raise ConfigError(
             f'model.distillers: found {cfg!r}, expected a dict with at least one distiller, for '
-            'example ld_plugin.recipes.ld_full.'
+            'example ld_plugin.recipes.ld_full.' + (_NAME_ALONE if isinstance(cfg, str) else '')
         )
     regions: list[tuple[Mapping, Region]] = []
     distillers = nn.ModuleDict()

@@ -332,6 +332,12 @@ def test_no_distillers(distillers: Any) -> None:
     assert 'ld_plugin.recipes' in found
 
 
+def test_recipe_that_became_its_name() -> None:
+    model = tiny_distilled()
+    model.distillers = 'ld_plugin.recipes.ld_full'
+    assert 'imports recipes inside of `with read_base():`' in message(lambda: build(model))
+
+
 @pytest.mark.parametrize(
     ('removed', 'start'),
     [
