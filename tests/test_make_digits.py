@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -279,6 +280,12 @@ def test_stock_rotated_pipeline_finds_the_angles(data: Path) -> None:
 
 
 # --- folders -------------------------------------------------------------------------------------
+
+
+def test_a_program_that_calls_it_keeps_its_signal_handlers(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert tool.main([str(tmp_path / 'data'), '--train', '1', '--size', '96x96', '--quiet']) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_finished_folder_is_used_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

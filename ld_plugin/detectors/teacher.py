@@ -158,7 +158,7 @@ class FrozenTeacher:
         Raises:
             ConfigError: A key is missing or unknown, nothing is found, or the weights do not fit.
         """
-        cfg = _checked_keys(cfg)
+        cfg = _checked(cfg)
         config = read_config(cfg['config'])
         model_cfg = student_model(config)
         with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
@@ -406,7 +406,7 @@ class FrozenTeacher:
         return self  # it never changes, so copies of the student need none of their own
 
 
-def _checked_keys(cfg: Any) -> Mapping[str, Any]:
+def _checked(cfg: Any) -> Mapping[str, Any]:
     known = ('config', 'checkpoint', 'classes', *_OPTIONS)
     if not isinstance(cfg, Mapping):
         raise ConfigError(f'model.teacher: found {cfg!r}, expected a dict with {known}.')

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmdet.models.roi_heads import TridentRoIHead
 from mmdet.structures.bbox import get_box_tensor
 from mmengine import ConfigDict
 from mmengine.logging import MessageHub
@@ -430,9 +431,9 @@ def sigmoid_classes() -> ConfigDict:
     return model
 
 
-def trident() -> ConfigDict:
+def trident(kind: str | type) -> ConfigDict:
     model = tiny('faster_rcnn')
-    model.roi_head.update(type='TridentRoIHead', num_branch=3, test_branch_idx=1)
+    model.roi_head.update(type=kind, num_branch=3, test_branch_idx=1)
     return model
 
 
@@ -493,9 +494,12 @@ def other_roi_head() -> ConfigDict:
             r"distillers.roi: the teacher's head RPNHead has no rois, which this distiller needs. "
             'Expected a detector with a roi_head.type among StandardRoIHead, ',
         ),
-        (
-            lambda: distilled(trident(), tiny('faster_rcnn')),
-            "roi_head.type: found 'TridentRoIHead', whose detector has three branches, expected",
+        *(
+            (
+                lambda kind=kind: distilled(trident(kind), tiny('faster_rcnn')),
+                "roi_head.type: found 'TridentRoIHead', whose detector has three branches, ",
+            )
+            for kind in ('TridentRoIHead', 'mmdet.TridentRoIHead', TridentRoIHead)
         ),
         (
             lambda: distilled(softmax_proposals(), tiny('faster_rcnn')),
