@@ -15,6 +15,7 @@ root="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"
 setup_log="$venv/setup.log"
 checked="$root/.setup_env.checked" # fingerprint of the environment in which everything last imported
+lock="$root/.setup_env.lock"
 
 # What is installed, by step. torch stays below 2.14: mmcv's ops do not build as C++20 yet.
 build_tools=('setuptools>=80,<82' wheel ninja psutil cython numpy packaging)
@@ -22,6 +23,11 @@ torch=(torch==2.10.0 torchvision==0.25.0)
 mmcv=(onedl-mmcv==2.3.6)
 frameworks=(onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1 onedl-mmrotate==1.2.1 onedl-mim==0.5.1)
 helpers=(ruff==0.17.6 pytest pytest-xdist hypothesis scikit-learn matplotlib) # ruff's formatting differs by version
+
+# A notebook names a backend of its own here, without which matplotlib and mmdet do not import.
+export MPLBACKEND=Agg
+# The tools import one another; a home of another Python keeps .venv from finding its packages.
+unset PYTHONSAFEPATH PYTHONHOME
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -67,6 +73,8 @@ usable() {
 # --- what must be there before anything can be installed -------------------------------------------------
 
 suitable_version='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))'
+# Of an active environment the interpreter that it was made with: the environment may be .venv itself.
+outside='import sys; print("{}/bin/python{}.{}".format(sys.base_prefix, *sys.version_info))'
 
 # Sets $base_python to an interpreter that can make the environment and compile for it.
 find_python() {
@@ -79,7 +87,8 @@ find_python() {
         elif [[ ! -f "$include/Python.h" ]]; then
             problem="$candidate has no headers ($include/Python.h): install them (Debian, Ubuntu: apt install $candidate-dev; Fedora: $candidate-devel)"
         else
-            base_python="$candidate"
+            base_python="$("$candidate" -c "$outside")"
+            [[ -x "$base_python" ]] || base_python="$candidate"
             return
         fi
         first_problem="${first_problem:-$problem}"
@@ -97,8 +106,10 @@ need_compiler() {
 
 need_disk_space() {
     local free_gb wanted_gb="${SETUP_MIN_GB:-10}"
-    free_gb="$(df -Pk "$root" | awk 'NR == 2 { print int($4 / 1048576) }')"
-    ((free_gb >= wanted_gb)) ||
+    [[ "$wanted_gb" =~ ^[0-9]+$ ]] || die "SETUP_MIN_GB: found $wanted_gb, expected a whole number of GB"
+    # Names of network shares may have spaces, so columns are counted from the percentage.
+    free_gb="$(df -Pk "$root" | awk 'NR == 2 { for (i = 1; i < NF && $i !~ /^[0-9]+%$/; i++); print int($(i - 1) / 1048576) }')"
+    ((free_gb >= 10#$wanted_gb)) ||
         die "only $free_gb GB free in $root, and torch with its GPU libraries needs $wanted_gb GB: free some, or clone to a larger disk (where pip is set to a CPU-only torch, SETUP_MIN_GB=4 is enough)"
 }
 
@@ -213,7 +224,7 @@ explain_failure() {
 
 # An interrupted start has no pip; in a moved clone the programs of the environment point to the old place.
 whole_venv() {
-    pip --version >/dev/null 2>&1 && grep -qF "$venv/bin/" "$venv/bin/pip" &&
+    pip --version >/dev/null 2>&1 && grep -qsF "$venv/bin/" "$venv/bin/pip" &&
         "$venv/bin/python" -c "$suitable_version"
 }
 
@@ -224,16 +235,19 @@ make_venv() {
             mkdir -p "$venv/.steps"
             return
         fi
+        [[ ! -f "$venv/pyvenv.cfg" || -d "$venv/.steps" ]] ||
+            die "$venv was not made by this set-up, and cannot be used as it is: it has no pip, was made in another place, or is not of Python 3.10 to 3.12. Give it its pip (uv: uv pip install pip), rename or remove it, and run again"
         say "$venv is half-built, or was made in another place: starting it afresh"
     fi
     find_python
     need_disk_space
     need_compiler
     announce "virtual environment .venv with $("$base_python" --version 2>&1)"
-    rm -rf "$venv"
+    # Interrupted anywhere, what is left is not taken for an environment of somebody else.
+    rm -rf "$venv/pyvenv.cfg" "$venv"
+    mkdir -p "$venv/.steps"
     "$base_python" -m venv "$venv" ||
         die "$base_python could not make $venv; its own message is above"
-    mkdir "$venv/.steps"
 }
 
 install_torch() {
@@ -305,7 +319,7 @@ build_venv() {
 
 # Two set-ups of one clone wait for each other, where the system can lock files. Succeeds if it had to wait.
 waited_for_another() {
-    exec 9>"$root/.setup_env.lock"
+    exec 9>"$lock"
     if ! command -v flock >/dev/null || flock -n 9; then return 1; fi
     say 'another set-up of this clone is running; waiting for it'
     flock 9
@@ -326,6 +340,8 @@ setup_env() {
     done < <(active_interpreters)
     python="$venv/bin/python"
     if usable "$python"; then return; fi
+    (: >>"$lock") 2>/dev/null ||
+        die "no active environment has everything, and $root cannot be written to, so that none can be set up in it: activate one, or clone to another folder"
     say "setting up $venv (about 12 minutes on 2 cores the first time)"
     if ! { waited_for_another && usable "$python"; }; then build_venv; fi
     exec 9>&-
