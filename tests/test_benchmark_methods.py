@@ -90,9 +90,23 @@ def test_recipes_together_and_other_weights() -> None:
     [
         ('nothing', "found 'nothing', expected the name of a recipe"),
         ('pkd:much', "could not convert string to float: 'much'"),
-        ('ld_main+ld_full', r"ld_main\+ld_full: more than one recipe has \['ld'\]"),
+        ('ld_main+ld_full', r"^more than one recipe has \['ld'\]$"),
     ],
 )
 def test_wrong_method(method: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         benchmark.distillers_of(method)
+
+
+def test_method_that_does_not_fit_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lists = tmp_path / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').touch()
+    options = ['--methods', 'crosskd', '--families', 'GFL', 'Faster R-CNN']
+    monkeypatch.setattr(sys, 'argv', ['benchmark_methods.py', str(tmp_path), *options])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    message = capsys.readouterr().err
+    assert '--methods: Faster R-CNN, crosskd: model.distillers.crosskd: the student' in message

@@ -109,6 +109,29 @@ def test_refuses_a_folder_of_something_else_for_the_data(tmp_path: Path) -> None
     assert (tmp_path / 'data' / 'notes.txt').read_text() == 'mine'
 
 
+def test_says_that_the_data_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    run = _run(*OPTIONS, '--data', str(tmp_path / 'file' / 'data'), folder=tmp_path / 'work')
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f'demo: --data: {tmp_path / "file" / "data"} cannot be made')
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('--size', '40x96', 'both sides must be from 96 to 4096 px.'),
+        ('--seed', '-1', 'argument --seed: found -1, expected from 0 to 4294967295'),
+        ('--seed', str(2**32), 'argument --seed: found 4294967296, expected from 0 to 4294967295'),
+    ],
+)
+def test_refuses_what_cannot_be_made(option: str, value: str, message: str, tmp_path: Path) -> None:
+    run = _run(*OPTIONS, option, value, folder=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].endswith(message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_stops_if_the_stock_config_scores_otherwise(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     path = folder / 'results.json'

@@ -136,6 +136,17 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, publish: Callable) -> No
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize('exists', [True, False])
+def test_folder_as_output(tmp_path: Path, publish: Callable, exists: bool) -> None:
+    source, folder = tmp_path / 'epoch_1.pth', tmp_path / 'students'
+    torch.save(dict(state_dict={}), source)
+    if exists:
+        folder.mkdir()
+    done = publish(source, f'{folder}/')
+    assert done.message == f'OUT: {folder}/ is a folder; name a file in it'
+    assert not folder.is_file()
+
+
 @pytest.mark.parametrize(
     ('content', 'expected'),
     [

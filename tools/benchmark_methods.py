@@ -21,12 +21,14 @@ import argparse
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import benchmark_bccd as bccd
-from mmengine import Config, ConfigDict
+from mmdet.registry import MODELS
+from mmengine import Config, ConfigDict, DefaultScope
 from mmengine.hub import get_config
 
 from ld_plugin import recipes
@@ -140,7 +142,7 @@ def distillers_of(method: str) -> ConfigDict:
             raise ValueError(f'found {name!r}, expected the name of a recipe of ld_plugin.recipes')
         both = distillers.keys() & recipe.keys()
         if both:
-            raise ValueError(f'{method}: more than one recipe has {sorted(both)}')
+            raise ValueError(f'more than one recipe has {sorted(both)}')
         for key, distiller in recipe.items():
             distillers[key] = distiller
             if colon:
@@ -200,12 +202,28 @@ def parse_args() -> argparse.Namespace:
         help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: the papers' that fit)",
     )
     args = bccd.parse_common_args(parser, work_dir='work_dirs/methods', seeds=None)
-    try:
-        for method in args.methods or ():
-            distillers_of(method)
-    except ValueError as error:
-        parser.error(f'--methods: {error}')
+    for family in args.families if args.methods else ():
+        for method in args.methods:
+            try:
+                check_method(family, method)
+            except ValueError as error:
+                parser.error(f'--methods: {family}, {method}: {error}')
     return args
+
+
+def check_method(family: str, method: str) -> None:
+    """Build the family's distilled student, but with a teacher of random weights.
+
+    Raises:
+        ValueError: ``method`` is none, or none for this family's heads.
+    """
+    import ld_plugin  # noqa: F401  registers the detectors
+
+    model = Run(family, 0, '', Path(), Path(), 1, method=method).read_config().model
+    model.teacher.checkpoint = None
+    with DefaultScope.overwrite_default_scope('mmdet'), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='model.teacher.checkpoint is None')
+        MODELS.build(model)
 
 
 def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         help=f'to test on ({_default("test_images")})')  # fmt: skip
     add('--size', type=_size, metavar='WxH',
         help=f'of the images in pixels ({_default("size")})')  # fmt: skip
-    add('--seed', type=int, default=0, metavar='N',
+    add('--seed', type=_seed, default=0, metavar='N',
         help='of data, weights and order (default: %(default)s)')  # fmt: skip
     add('--device', choices=['auto', 'cpu', 'cuda'], default='auto',
         help='what to compute on; auto takes a GPU if there is one (default: auto)')  # fmt: skip
@@ -84,6 +84,13 @@ def _size(text: str) -> tuple[int, int]:
             f'found {text!r}, expected WIDTHxHEIGHT, such as 192x128'
         ) from None
     return width, height
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:  # what NumPy takes, whose global generator mmengine seeds, too
+        raise argparse.ArgumentTypeError(f'found {value}, expected from 0 to {2**32 - 1}')
+    return value
 
 
 def main() -> int:
@@ -189,7 +196,7 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def make_data(args: argparse.Namespace, console: Console) -> None:
-    from make_digits import DigitsError, make_digits
+    from make_digits import DigitsError, FolderError, make_digits
 
     start = time.monotonic()
     counts = dict(train=args.train_images, val=args.test_images // 4, test=args.test_images)
@@ -202,8 +209,12 @@ def make_data(args: argparse.Namespace, console: Console) -> None:
             **args.kind.digits_of(args.size),
             progress=console.is_terminal and not args.data.exists(),
         )
-    except DigitsError as error:
+    except FolderError as error:
         raise DemoError(f'{error} (--data names another folder).') from error
+    except DigitsError as error:
+        raise DemoError(f'{error}.') from error
+    except OSError as error:
+        raise DemoError(f'--data: {args.data} cannot be made ({error}).') from error
     if time.monotonic() - start > 1:
         console.print(f'digits: {sum(counts.values())} images in {args.data}', soft_wrap=True)
 

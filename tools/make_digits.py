@@ -95,6 +95,10 @@ class DigitsError(ValueError):
     """Options or a folder that cannot be used; the message is meant for the user."""
 
 
+class FolderError(DigitsError):
+    """A folder that cannot be used."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that decides what is written. Lengths in px, angles in degrees."""
@@ -749,7 +753,8 @@ def make_digits(
         The folder.
 
     Raises:
-        DigitsError: options that cannot be met, or a folder with something else in it.
+        DigitsError: options that cannot be met.
+        FolderError: there is something else in the folder.
     """
     options = _make_options(counts, size, seed, more)
     # A link to a folder on another disk is followed, not replaced.
@@ -788,12 +793,12 @@ def _make_options(
 def _inspect(out: Path, options: Options, overwrite: bool) -> str:
     """'free', 'complete' (same options), 'damaged' (files lack) or 'other' (to be replaced).
 
-    Raises `DigitsError` if there is something that must not be replaced.
+    Raises `FolderError` if there is something that must not be replaced.
     """
     if not out.exists():
         return 'free'
     if not out.is_dir():
-        raise DigitsError(f'{out} is a file, not a folder')
+        raise FolderError(f'{out} is a file, not a folder')
     names = {path.name for path in out.iterdir()}
     if not names:
         return 'free'
@@ -801,7 +806,7 @@ def _inspect(out: Path, options: Options, overwrite: bool) -> str:
         marker = json.loads((out / MARKER).read_text(encoding='utf-8'))
         made = (marker['format'], marker['options'])
     except (OSError, ValueError, KeyError, TypeError):
-        raise DigitsError(
+        raise FolderError(
             f'{out} is not empty and was not made by this tool (there is no readable '
             f'{MARKER} in it); choose another folder or remove it'
         ) from None
@@ -810,12 +815,12 @@ def _inspect(out: Path, options: Options, overwrite: bool) -> str:
         return 'complete'
     foreign = sorted(names - set(LAYOUT))
     if foreign:
-        raise DigitsError(
+        raise FolderError(
             f'{out} cannot be replaced: it holds {foreign[0]!r}, which this tool did '
             'not make; move that elsewhere or choose another folder'
         )
     if not same and not overwrite:
-        raise DigitsError(
+        raise FolderError(
             f'{out} was made with other options ({_difference(made, options)}); '
             'choose another folder, or replace it with --overwrite'
         )
@@ -890,7 +895,7 @@ def _publish(partial: Path, out: Path, options: Options, replace: bool) -> None:
     except OSError as error:
         # Two runs at once: the other one was faster, and made the same.
         if _inspect(out, options, overwrite=False) != 'complete':
-            raise DigitsError(f'cannot rename {partial} to {out}: {error}') from error
+            raise FolderError(f'cannot rename {partial} to {out}: {error}') from error
     finally:
         if old.exists() and not out.exists():
             old.rename(out)

@@ -5,6 +5,7 @@ distillers, optimizer, schedules and logs go. With mmengine's EMA hook the avera
 they are the ones that the hook puts into a checkpoint's `state_dict`.
 """
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def main() -> None:
     source, target = Path(args.input), Path(args.output)
     if target.exists() and source.exists() and target.samefile(source):
         sys.exit(f'OUT: {args.output} is the input itself, which would be lost; name another file')
-    if target.is_dir():
+    if target.is_dir() or args.output.endswith(os.sep):  # one that is not there yet, too
         sys.exit(f'OUT: {args.output} is a folder; name a file in it')
     if target.exists() and not target.is_file():
         sys.exit(f'OUT: {args.output} is no file, and would be replaced by one; name another')
