@@ -129,14 +129,16 @@ def class_names(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
     """What a data set will call its classes; nothing if only reading its files tells.
 
     Args:
-        dataset: Its config.
+        dataset: Its config. A file of names that is not there is :func:`missing_files`' to say.
         cls: As :func:`dataset_class` finds it.
     """
     if cls.__name__ == 'HRSCDataset' and not dataset.get('classwise'):
         return ('ship',)  # set when it is built, whatever its METAINFO says
     metainfo = dict(getattr(cls, 'METAINFO', {}), **dataset.get('metainfo') or {})
     classes = metainfo.get('classes', ())
-    return list_from_file(classes) if isinstance(classes, str) else classes
+    if not isinstance(classes, str):
+        return classes
+    return () if _is_no_list(dataset, classes) else list_from_file(classes)
 
 
 def training_classes(cfg: Mapping[str, Any]) -> Sequence[str] | None:
@@ -163,6 +165,13 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
     """
     if not is_local(dataset):
         return
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str) and _is_no_list(dataset, classes):
+        yield (
+            f'{key}.metainfo.classes: found the text {classes!r}, which is no file (looked for at '
+            f'{Path(classes).absolute()}), expected a file with a name in each line, or a tuple of '
+            f'names, in which one alone takes a comma: ({classes!r},)'
+        )
     root = dataset.get('data_root') or ''
     if root and not Path(root).is_dir():
         # What is below it is missing too; one line says enough.
@@ -174,6 +183,11 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
     for name, prefix in (dataset.get('data_prefix') or {}).items():
         if prefix and not _below(root, prefix).is_dir():
             yield _complaint(f'{key}.data_prefix.{name}', 'folder', prefix, root)
+
+
+def _is_no_list(dataset: Mapping[str, Any], classes: str) -> bool:
+    """Whether a text in place of class names is no file, which MMDetection takes for the names."""
+    return is_local(dataset) and '://' not in classes and not Path(classes).is_file()
 
 
 def _evaluator(evaluator: Mapping[str, Any], key: str) -> Iterator[str]:

@@ -303,7 +303,8 @@ def test_broken_json(tmp_path: Path) -> None:
 VOC = """<annotation><size><width>64</width><height>48</height></size>
 <object><name>plane</name><difficult>0</difficult><bndbox>
 <xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>"""
-HRSC = """<HRSC_Image><Img_SizeWidth>64</Img_SizeWidth><HRSC_Objects><HRSC_Object>
+HRSC = """<HRSC_Image><Img_SizeWidth>64</Img_SizeWidth><Img_SizeHeight>48</Img_SizeHeight>
+<HRSC_Objects><HRSC_Object>
 <mbox_cx>9</mbox_cx><mbox_cy>9</mbox_cy><mbox_w>8</mbox_w><mbox_h>4</mbox_h><mbox_ang>1</mbox_ang>
 <header_x>9</header_x><header_y>9</header_y></HRSC_Object></HRSC_Objects></HRSC_Image>"""
 
@@ -361,13 +362,20 @@ def test_fractions_of_boxes_are_read(tmp_path: Path, key: str) -> None:
             '<?xml version="1.0" encoding="none"?><annotation>',
             'a.xml: error: no XML that can be read: unknown encoding',
         ),
-        (hrsc, '</header_y>', '', 'a.xml:3: error: no XML: mismatched tag'),
+        (hrsc, '</header_y>', '', 'a.xml:4: error: no XML: mismatched tag'),
         (hrsc, '>64<', '><', "a.xml: error: found '' as Img_SizeWidth, expected a whole number"),
         (hrsc, '>64<', '>64.0<', "found '64.0' as Img_SizeWidth, expected a whole number"),
         (hrsc, '<mbox_ang>1</mbox_ang>', '', 'object 1: error: found None as mbox_ang, expected'),
         (hrsc, '<mbox_cx>9<', '<mbox_cx>?<', "found '?' as mbox_cx, expected a number"),
         (hrsc, '<header_x>9<', '<header_x>?<', "found '?' as header_x, expected a whole number"),
         (hrsc, '<header_y>9<', '<header_y>9.5<', "found '9.5' as header_y, expected a whole"),
+        (
+            hrsc,
+            '<mbox_cy>9<',
+            '<mbox_cy>53<',
+            'object 1: error: the box around (9, 53) lies outside of its image of 64 x 48 pixels',
+        ),
+        (hrsc, '<mbox_cx>9<', '<mbox_cx>-4<', 'the box around (-4, 9) lies outside of its image'),
     ],
 )
 def test_errors_of_xml_files(
@@ -375,6 +383,12 @@ def test_errors_of_xml_files(
 ) -> None:
     (found,) = messages(check(tmp_path, old, new))
     assert message in found
+
+
+@pytest.mark.parametrize('place', ['<mbox_cy>52<', '<mbox_cy>-4<', '<mbox_cx>67<', '<mbox_cx>-3<'])
+def test_turned_boxes_that_reach_into_their_image(tmp_path: Path, place: str) -> None:
+    # 8 x 4 at 1 rad: its rectangle reaches 3.84 to both sides and 4.45 up and down
+    assert hrsc(tmp_path, f'{place[:9]}9<', place).problems == []
 
 
 @pytest.mark.parametrize(

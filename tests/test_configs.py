@@ -553,8 +553,19 @@ def test_voc_root_moves_all_data_of_voc(name: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv('VOC_ROOT', raising=False)
     assert roots() == ['data/VOCdevkit/'] * 5
-    monkeypatch.setenv('VOC_ROOT', '/elsewhere/voc')
-    assert roots() == ['/elsewhere/voc'] * 5
+    for root in ('/elsewhere/voc', "/home/o'brien/voc"):
+        monkeypatch.setenv('VOC_ROOT', root)
+        assert roots() == [root] * 5
+
+
+@pytest.mark.parametrize('name', [name for name in ALL if name.split('/')[0] in ('bccd', 'demo')])
+def test_root_of_the_data_may_have_quotes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = """/home/o'brien/the "large" disk/data"""
+    for variable in ('BCCD_ROOT', 'DIGITS_ROOT'):
+        monkeypatch.setenv(variable, root)
+    cfg = read_config(CONFIGS / name)
+    for loader in ('train', 'val', 'test'):
+        assert cfg[f'{loader}_dataloader'].dataset.data_root == root
 
 
 @pytest.mark.parametrize('name', ALL)

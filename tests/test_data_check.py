@@ -199,3 +199,17 @@ def test_classes_that_a_config_does_not_tell_are_unknown(cfg: Config) -> None:
 def test_classes_of_an_unknown_data_set() -> None:
     with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.type: 'SkyDataset' is not"):
         training_classes(config(dict(type='SkyDataset')))
+
+
+def test_one_class_name_without_its_comma(data_root: Path) -> None:
+    """MMDetection would take its letters for the names of the classes."""
+    cfg = config(dataset(data_root, metainfo=dict(classes='sun')))
+    with pytest.raises(FileNotFoundError) as error:
+        check_data_folders(cfg)
+    assert str(error.value).splitlines()[1:] == [
+        "train_dataloader.dataset.metainfo.classes: found the text 'sun', which is no file (looked "
+        f'for at {Path.cwd() / "sun"}), expected a file with a name in each line, or a tuple of '
+        "names, in which one alone takes a comma: ('sun',)"
+    ]
+    assert training_classes(cfg) is None  # a program that only tests asks without this check
+    check_data_folders(config(dataset(data_root, metainfo=dict(classes=('sun',)))))

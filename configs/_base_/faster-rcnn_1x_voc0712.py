@@ -2,7 +2,7 @@
 # VOC_ROOT names the folder that holds VOC2007/ and VOC2012/.
 _base_ = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
 
-data_root = '{{$VOC_ROOT:data/VOCdevkit/}}'
+data_root = """{{$VOC_ROOT:data/VOCdevkit/}}"""  # so that a path may have quotes
 train_dataloader = dict(
     dataset=dict(
         dataset=dict(

@@ -6,7 +6,7 @@ _base_ = 'gfl_1x_coco.py'
 model = dict(bbox_head=dict(num_classes=20))
 
 dataset_type = 'VOCDataset'
-data_root = '{{$VOC_ROOT:data/VOCdevkit/}}'
+data_root = """{{$VOC_ROOT:data/VOCdevkit/}}"""  # so that a path may have quotes
 image_scale = (1000, 600)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -2,7 +2,7 @@
 # BCCD_ROOT names the folder that holds Annotations/, ImageSets/ and JPEGImages/.
 _base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
 
-data_root = '{{$BCCD_ROOT:data/bccd}}'
+data_root = """{{$BCCD_ROOT:data/bccd}}"""  # so that a path may have quotes
 metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'), palette=[(220, 20, 60), (0, 82, 200), (106, 160, 0)]
 )

@@ -3,7 +3,7 @@
 # config and those over it; DIGITS_ROOT names the digits when one is trained by hand.
 _base_ = 'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld-stable_1x_dota.py'
 
-data_root = '{{$DIGITS_ROOT:work_dirs/demo-rotated/digits}}'
+data_root = """{{$DIGITS_ROOT:work_dirs/demo-rotated/digits}}"""  # so that a path may have quotes
 metainfo = dict(
     classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 )

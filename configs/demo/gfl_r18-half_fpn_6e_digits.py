@@ -3,7 +3,7 @@
 # the digits when one is trained by hand.
 _base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
 
-data_root = '{{$DIGITS_ROOT:work_dirs/demo/digits}}'
+data_root = """{{$DIGITS_ROOT:work_dirs/demo/digits}}"""  # so that a path may have quotes
 metainfo = dict(
     classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 )

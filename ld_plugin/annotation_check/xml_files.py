@@ -1,5 +1,6 @@
 """PASCAL VOC's and HRSC2016's XML files, one for every image."""
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
                 report.error(place, wrong[0])
             elif min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h')) <= 0:
                 report.warn(place, 'found a box without area, whose offsets are infinite')
+            else:
+                _check_hrsc_place(report, place, root, thing)
     listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
     return report
@@ -105,6 +108,22 @@ def _check_voc_object(
             place,
             f'the box {x0:g} {y0:g} {x1:g} {y1:g} lies outside of its image of '
             f'{width:g} x {height:g} pixels; every prior may be assigned to it',
+        )
+
+
+def _check_hrsc_place(report: Report, place: str, root: ET.Element, thing: ET.Element) -> None:
+    x, y, long, short, angle = (_number(thing, key) for key in _HRSC_BOX)
+    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
+    reach = (long * cosine + short * sine) / 2, (long * sine + short * cosine) / 2
+    size = [_number(root, f'Img_Size{side}') for side in ('Width', 'Height')]
+    if all(size) and any(
+        centre + half <= 0 or centre - half >= limit
+        for centre, half, limit in zip((x, y), reach, size, strict=True)
+    ):
+        report.error(
+            place,
+            f'the box around ({x:g}, {y:g}) lies outside of its image of '
+            f'{size[0]:g} x {size[1]:g} pixels; every prior may be assigned to it',
         )
 
 
