@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 
 from .errors import ConfigError
 
@@ -18,6 +18,11 @@ DISTILLERS = Registry('distiller', scope='ld_plugin')
 REGIONS = Registry('region', scope='ld_plugin')
 LOSSES = Registry('distillation loss', scope='ld_plugin')
 SCHEDULES = Registry('weight schedule', scope='ld_plugin')
+
+#: mmengine merges a part into the inherited one even where their types differ
+_INHERITED = (
+    " If it is left of an inherited part of another type, set _delete_=True beside the new 'type'."
+)
 
 
 def build(
@@ -50,8 +55,9 @@ def build(
         inspect.signature(cls).bind(**kwargs)
     except TypeError as error:
         accepted = ', '.join(inspect.signature(cls).parameters)
+        inherited = _INHERITED if 'unexpected keyword' in str(error) else ''
         raise ConfigError(
-            f'{key}: {cls.__name__} cannot be built: {error}. It accepts: {accepted}.'
+            f'{key}: {cls.__name__} cannot be built: {error}. It accepts: {accepted}.{inherited}'
         ) from error
     try:
         return cls(**kwargs)
@@ -69,12 +75,20 @@ def type_name(kind: str | type) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
 
 
+def _in_default_scope(registry: Registry, name: str) -> type | None:
+    """A class of the package whose configs name theirs without it, as MMRotate's name GDLoss."""
+    scope = DefaultScope.get_current_instance()
+    if scope is None or '.' in name or registry.scope == 'ld_plugin':
+        return None
+    return registry.get(f'{scope.scope_name}.{name}')
+
+
 def _lookup(registry: Registry, name: str | type, key: str) -> type:
     if isinstance(name, type):
         return name
     if not isinstance(name, str):
         raise ConfigError(f'{key}.type: found {name!r}, expected a name or a class.')
-    cls = registry.get(name)
+    cls = registry.get(name) or _in_default_scope(registry, name)
     if cls is None:
         known = sorted(registry.module_dict)
         close = difflib.get_close_matches(name, known, n=1)

@@ -184,12 +184,17 @@ class ClassMatch:
             teacher: Likewise the teacher's.
 
         Raises:
-            ConfigError: A name or an index that does not exist.
+            ConfigError: A name or an index that does not exist, or a student's class twice.
         """
         pairs = sorted(
             (_class_index(mine, student, "student's"), _class_index(other, teacher, "teacher's"))
             for mine, other in class_map.items()
         )
+        if len(dict(pairs)) < len(pairs):
+            raise ConfigError(
+                f'model.teacher.class_map: found {dict(class_map)}, which has a class of the '
+                "student's twice, by name and by index. Expected it once."
+            )
         counts = (n if isinstance(n, int) else len(n) for n in (student, teacher))
         return cls(tuple(s for s, _ in pairs), tuple(t for _, t in pairs), *counts)
 

@@ -59,6 +59,8 @@ class HeadSpec:
         extras: What the head offers beyond class logits, boxes and features, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`: ``'quality'``, ``'head_features'``; and
             ``'matched_gts'`` where :attr:`Assignment.matched_gts` is known.
+        quality: What the branch of ``'quality'`` rates: ``'centerness'``, ``'IoU'`` or
+            ``'objectness'``; empty where the head has none.
         tower_channels: Widths of what enters the first stacked convolution of each branch, and of
             what leaves each; empty where the head does not offer ``'head_features'``.
         rois: What the second stage classifies, of a detector whose dense head proposes regions;
@@ -85,6 +87,7 @@ class HeadSpec:
     box_dim: int
     feature_channels: int
     extras: frozenset[str] = frozenset()
+    quality: str = ''
     tower_channels: tuple[int, ...] = ()
     rois: RoISpec | None = None
     only_features: bool = False
@@ -224,11 +227,11 @@ class DenseOutputs:
 
     def level_class_logits(self, level: int) -> Tensor:
         """All class logits of a level, (N, n_l, C)."""
-        return level_rows(self.class_maps[level], self.spec.num_base_priors[level])
+        return level_rows(self._asked_for('class_maps')[level], self.spec.num_base_priors[level])
 
     def level_boxes(self, level: int) -> Tensor:
         """All decoded boxes of a level, (N, n_l, E) in pixels."""
-        return self.decode_level(level, self.box_maps[level])
+        return self.decode_level(level, self._asked_for('box_maps')[level])
 
     def decode_level(self, level: int, box_map: Tensor) -> Tensor:
         """Boxes (N, n_l, E) in pixels out of a regression map (N, A * D, H, W) of a level."""

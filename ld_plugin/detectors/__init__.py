@@ -1,7 +1,16 @@
 """Distilled detectors, and the frozen teacher beside them."""
 
+from mmengine.utils import is_installed
+
 from .single_stage import DistilledSingleStageDetector
 from .teacher import FrozenTeacher
 from .two_stage import DistilledTwoStageDetector
 
 __all__ = ['DistilledSingleStageDetector', 'DistilledTwoStageDetector', 'FrozenTeacher']
+
+if is_installed('mmrotate'):
+    from mmrotate.registry import MODELS
+
+    # under both names, with and without 'mmdet.', as the rotated heads
+    for detector in (DistilledSingleStageDetector, DistilledTwoStageDetector):
+        MODELS.register_module(module=detector)

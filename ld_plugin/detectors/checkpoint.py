@@ -41,7 +41,8 @@ def load_checkpoint_file(
     Raises:
         ConfigError: The file is missing, truncated, or not a checkpoint.
     """
-    path = Path(_download(str(checkpoint), key) if '://' in str(checkpoint) else checkpoint)
+    is_url = '://' in str(checkpoint)
+    path = Path(_download(str(checkpoint), key) if is_url else checkpoint).expanduser()
     if not path.is_file():
         raise ConfigError(
             f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}). '
@@ -67,6 +68,11 @@ def load_checkpoint_file(
         ) from error
     if not isinstance(loaded, Mapping):
         raise ConfigError(f'{key}: {str(path)!r} holds a {type(loaded).__name__}, expected a dict.')
+    if not isinstance(state := loaded.get('state_dict', loaded), Mapping):
+        raise ConfigError(
+            f'{key}: state_dict in {str(path)!r} is a {type(state).__name__}, expected a dict from '
+            "names to weights, as the model's state_dict() gives it."
+        )
     return dict(loaded)
 
 
@@ -120,7 +126,7 @@ def classes_of(dataset_meta: Any) -> Sequence[str] | None:
     labels go by the first.
     """
     if isinstance(dataset_meta, list | tuple):
-        dataset_meta = dataset_meta[0]
+        dataset_meta = next(iter(dataset_meta), None)
     dataset_meta = dataset_meta or {}
     return dataset_meta.get('classes') or dataset_meta.get('CLASSES')
 

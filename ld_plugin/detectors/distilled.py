@@ -1,6 +1,7 @@
 """What every distilled detector does beside its stock self."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -65,7 +66,7 @@ class DistilledDetector:
         self.distillers = build_distillers(distillers, *self._match.specs)
         self._check_levels()
         self._check_priors()
-        self._check_loss_names()
+        self._check_loss_names(self._own_losses)
         self.teacher.match_inputs(self.data_preprocessor)
         self.teacher.reads = frozenset().union(
             *(distiller.reads_of_teacher for distiller in self.distillers.values())
@@ -73,8 +74,13 @@ class DistilledDetector:
         self.teacher.head_layers = frozenset().union(
             *(distiller.head_layers for distiller in self.distillers.values())
         )
+        if self.teacher.class_map is not None and not self._compares_classes:
+            warnings.warn(
+                'model.teacher.class_map: has no effect, as no distiller compares classes.',
+                stacklevel=2,
+            )
         self._student_classes: tuple[str, ...] | None = ()  # not told yet
-        self._has_trained = False
+        self._knows_data_set = False
 
     @property
     def reader(self) -> DenseReader:
@@ -91,19 +97,30 @@ class DistilledDetector:
         """Pair the student's classes with the teacher's by name.
 
         ``mim train mmdet-ld-plugin`` does so when the model is built, with the names that the
-        config tells; the first training step, in any program, with those of the data set itself.
+        config tells; the first step after :meth:`train`, in any program, with those of the data
+        set itself.
 
         Args:
             names: Of the student's classes; None if unknown.
 
         Raises:
-            ConfigError: No class has a partner, names are needed and not known, or the student has
-                more or fewer classes than names.
+            ConfigError: No class has a partner, names are needed and not known, the student has
+                more or fewer classes than names, or these are a text.
         """
+        if isinstance(names, str):
+            raise ConfigError(
+                f'train_dataloader.dataset.metainfo.classes: found the text {names!r}, expected a '
+                f'tuple of names, in which one alone takes a comma: ({names!r},).'
+            )
         names = names and tuple(names)
         if names != self._student_classes and self._compares_classes:
             self._use_classes(names)
         self._student_classes = names
+
+    def train(self, mode: bool = True) -> 'DistilledDetector':
+        """As of the stock detector; another runner may train it on a data set of other classes."""
+        self._knows_data_set = False
+        return super().train(mode)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         """The stock losses, plus one ``loss_<key>`` per distiller.
@@ -111,8 +128,14 @@ class DistilledDetector:
         Args:
             batch_inputs: (N, 3, H, W), normalised and padded.
             batch_data_samples: Ground truth and meta information of every image.
+
+        Raises:
+            ConfigError: A distiller's loss has the name of a stock one.
         """
         losses, context = self.observe(batch_inputs, batch_data_samples)
+        self._check_loss_names(
+            name.removeprefix('loss_') for name in losses if name.startswith('loss_')
+        )
         losses.update(self._distillation_losses(context))
         return losses
 
@@ -135,10 +158,10 @@ class DistilledDetector:
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> tuple[dict[str, Any], DistillationContext, TeacherOutputs]:
         """As :meth:`observe`, of the dense head alone, and all that the teacher said."""
-        if not self._has_trained:
+        if not self._knows_data_set:
             meta = MessageHub.get_current_instance().get_info('dataset_meta')
             self.match_classes(classes_of(meta) or self._student_classes or None)
-            self._has_trained = True
+            self._knows_data_set = True
         teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
         reader, layers = self.reader, self.teacher.head_layers
         watched = reader.watched(layers)
@@ -155,6 +178,8 @@ class DistilledDetector:
             gt_bboxes=[plain(s.gt_instances.bboxes) for s in batch_data_samples],
             gt_labels=[s.gt_instances.labels for s in batch_data_samples],
         )
+        if self.teacher.reads != {'rois'}:
+            _check_sizes(context)
         return losses, context, teacher
 
     def _distillation_losses(self, context: DistillationContext) -> dict[str, Tensor]:
@@ -171,12 +196,13 @@ class DistilledDetector:
 
     @property
     def _own_losses(self) -> set[str]:
-        """Names of the stock losses, after ``loss_``."""
+        """Names of the stock losses, after ``loss_``, that attributes of the head tell."""
         return loss_names(self.reader.head)
 
-    def _check_loss_names(self) -> None:
-        for name in self.distillers:
-            if name in self._own_losses:
+    def _check_loss_names(self, own_losses: Iterable[str]) -> None:
+        """Stop where a key would replace one of these, named by what follows ``loss_``."""
+        for name in own_losses:
+            if name in self.distillers:
                 raise ConfigError(
                     f'model.distillers.{name}: the head {self.reader.spec.name} has a loss named '
                     f"'loss_{name}' of its own. Choose another key."
@@ -229,6 +255,23 @@ class DistilledDetector:
                 shared, 'that both models know', f'model.distillers.{name}'
             )
         self._match.classes = match
+
+
+def _check_sizes(context: DistillationContext) -> None:
+    """Refuse levels of one stride and other sizes (H, W), as where one model's neck pools them."""
+    student, teacher = context.student, context.teacher
+    strides = [stride for stride, _ in student.spec.strides]
+    for stride, mine, theirs in zip(
+        strides, student.level_shapes, teacher.level_shapes, strict=True
+    ):
+        if mine[:2] != theirs[:2]:
+            raise ConfigError(
+                f'model.teacher.config: sizes of the maps of stride {stride:g} differ: student '
+                f'{mine[0]} x {mine[1]}, teacher {theirs[0]} x {theirs[1]}, expected the same. One '
+                'model rounds parts of a cell up, the other one down: set '
+                'model.data_preprocessor.pad_size_divisor to the largest stride, '
+                f'{max(strides):g}, so that there are none, or choose another teacher.'
+            )
 
 
 def _rounded(shapes: Tensor) -> list[list[float]]:

@@ -32,13 +32,14 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
     elif '::' in str(config):
         loaded = _read_packaged(str(config))
     else:
-        if not Path(config).is_file():
+        path = Path(config).expanduser()
+        if not path.is_file():
             raise ConfigError(
                 f'{_KEY}: found {str(config)!r}, but there is no such file (looked in '
                 f'{Path.cwd()}). Give a path, a dict, or a stock config, for example '
                 "'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
             )
-        loaded = _read_path(config)
+        loaded = _read_path(path)
     if not isinstance(loaded.get('model'), Mapping):
         found = f'the keys {", ".join(loaded)}' if isinstance(config, Mapping) else repr(config)
         raise ConfigError(

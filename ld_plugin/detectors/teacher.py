@@ -99,6 +99,10 @@ class FrozenTeacher:
         class_map: The student's classes to the teacher's, names or indices, where names do not
             say it. Classes that are not in it have no partner and carry no loss.
 
+    Raises:
+        ConfigError: A value is out of its range, the model has no dense head, or no reader knows
+            the one that it has.
+
     Attributes:
         reads: Which of its outputs are asked for, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`; all by default. Features are kept only if
@@ -288,6 +292,13 @@ class FrozenTeacher:
             match = ClassMatch.by_name(mine, theirs)
         if not match.student:
             raise ConfigError(_NO_COMMON_CLASS.format(teacher=theirs, student=mine))
+        if student_classes is None and self.classes and self.class_map is None:
+            warnings.warn(
+                "The names of the student's classes are not known, so they are taken for the "
+                f"teacher's in order: {tuple(self.classes)}. An mmengine Runner tells them, from "
+                'metainfo.classes of its data set, if no other was made after it.',
+                stacklevel=2,
+            )
         if not match.covers_student:
             alone = [
                 c if isinstance(mine, int) else mine[c]
@@ -399,6 +410,8 @@ class FrozenTeacher:
         self, layer: int, features: HeadFeatures
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """As :meth:`~ld_plugin.dense.DenseReader.rest_of_head`, with gradients to the features."""
+        # the teacher's weights are no more precise, whatever the student's are
+        features = HeadFeatures(*([level.float() for level in levels] for levels in features))
         with self._precision():
             return self._reader.rest_of_head(layer, features)
 

@@ -13,6 +13,7 @@ from ..dense.rois import ROI_HEADS
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
 from ..losses.eager_gradient import takes_rows_together
+from ..losses.functional import at_least_float32
 from ..regions import MainRegion, Region
 from ..registry import DISTILLERS, LOSSES, REGIONS, SCHEDULES, build
 from .schedules import ConstantSchedule, Schedule
@@ -145,7 +146,8 @@ class Distiller(nn.Module, ABC):
             'number of classes (bbox_head.num_classes)',
             student.num_classes,
             teacher.num_classes,
-            "Choose a teacher that was trained on the student's classes; features alone "
+            "The names of the teacher's classes are not known: give them in model.teacher.classes, "
+            "or choose a teacher that was trained on the student's; features alone "
             '(FeatureDistiller) can be distilled from any.',
         )
         if 'class_logits' in reads and not self.looks_at_positives_alone:
@@ -225,6 +227,20 @@ def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
             "Expected region=dict(type='MainRegion'), features alone (FeatureDistiller), or a "
             'teacher of another kind.'
         )
+
+
+def adapted(adapter: nn.Module, features: Tensor) -> Tensor:
+    """The student's features behind a trainable adapter, in at least float32.
+
+    Under mixed precision the adapter's weights are float32 and the features are not. A student that
+    was converted as a whole, as by ``bfloat16()``, took the adapter along.
+
+    Args:
+        adapter: A convolution, or ``nn.Identity`` where the widths are equal.
+        features: (N, F, H, W).
+    """
+    weight = next(adapter.parameters(), features)
+    return at_least_float32(adapter(features.to(weight.dtype)))
 
 
 #: what a config of mmengine's pure Python style leaves of an object that it imports

@@ -97,7 +97,7 @@ class BoxDistiller(Distiller):
 
 
 def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
-    """Refuse negative weights, losses of class scores, and those of other boxes than the head's.
+    """Refuse negative weights, and losses of class scores, offsets, or other boxes than the head's.
 
     Raises:
         ConfigError: It is one of these.
@@ -107,6 +107,12 @@ def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
         raise ConfigError(
             f'{key}: found {type(loss).__name__}, which compares class scores, expected a loss '
             "between boxes such as dict(type='BoxLoss')."
+        )
+    if type(loss).__name__ == 'KFLoss':  # of MMRotate, an optional package
+        raise ConfigError(
+            f'{key}: found KFLoss, which compares encoded offsets as well, but boxes are compared '
+            "decoded. Expected dict(type='BoxLoss'), or a loss of MMRotate's such as "
+            "dict(type='mmrotate.GDLoss', loss_type='kld')."
         )
     if student.box_dim == 5 and isinstance(loss, OF_HORIZONTAL_BOXES):
         raise ConfigError(

@@ -17,7 +17,7 @@ from ..losses import DistillationLoss, eager_gradient, pieces_of, standardized
 from ..losses.functional import at_least_float32
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
-from .base import Distiller, check_equal
+from .base import Distiller, adapted, check_equal
 from .box import check_box_loss, level_box_loss
 from .classification import ClassificationDistiller
 from .schedules import Schedule
@@ -121,8 +121,7 @@ class CrossHeadDistiller(Distiller):
         return HeadFeatures(
             *(
                 [
-                    # the adapter's weights are float32; under mixed precision the features are not
-                    with_statistics_of(adapter(at_least_float32(level)), reference)
+                    with_statistics_of(adapted(adapter, level), reference)
                     for level, reference in zip(levels, references, strict=True)
                 ]
                 for adapter, levels, references in branches

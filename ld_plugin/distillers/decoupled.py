@@ -9,10 +9,9 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..dense.positions import mean_counts
 from ..losses import DecoupledLoss, DistillationLoss, eager_gradient, pieces_of
-from ..losses.functional import at_least_float32
 from ..regions import Region
 from ..registry import DISTILLERS
-from .base import Distiller
+from .base import Distiller, adapted
 from .feature import FeatureDistiller
 from .schedules import Schedule
 
@@ -84,9 +83,7 @@ class DecoupledFeatureDistiller(FeatureDistiller):
         ) / (2 * len(objects))
 
     def _of_level(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        return self.eager_loss(
-            self.adapter(at_least_float32(student)), teacher, weight, avg_factor=1.0
-        )
+        return self.eager_loss(adapted(self.adapter, student), teacher, weight, avg_factor=1.0)
 
 
 @DISTILLERS.register_module()

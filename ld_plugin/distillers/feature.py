@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from ..dense import DistillationContext, HeadSpec, Positions
 from ..dense.positions import mean_counts
 from ..losses import eager_gradient, pieces_of
-from ..losses.functional import at_least_float32
 from ..registry import DISTILLERS
-from .base import Distiller
+from .base import Distiller, adapted
 
 
 @DISTILLERS.register_module()
@@ -48,8 +47,7 @@ class FeatureDistiller(Distiller):
 
     def distill(self, context: DistillationContext) -> Tensor:
         selection = context.select(self.region)
-        # the adapter's weights are float32; under mixed precision the features are not
-        features = [self.adapter(at_least_float32(level)) for level in context.student.features]
+        features = [adapted(self.adapter, level) for level in context.student.features]
         if self.region.whole_levels and self.loss.rows_are_independent:
             masks = selection.cell_masks
             levels = zip(features, context.teacher.features, masks, mean_counts(masks), strict=True)

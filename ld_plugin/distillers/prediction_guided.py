@@ -13,6 +13,7 @@ from ..losses import DistillationLoss, eager_gradient, feature_squared_error, pi
 from ..losses.functional import at_least_float32
 from ..regions import Region
 from ..registry import DISTILLERS
+from .base import adapted
 from .feature import FeatureDistiller
 from .schedules import Schedule
 
@@ -81,7 +82,7 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
     ) -> Tensor:
         student, teacher = context.student, context.teacher
         logits = student.class_views[level], teacher.class_views[level]  # (N, A, H, W, C)
-        features = self.adapter(at_least_float32(student.features[level])), teacher.features[level]
+        features = adapted(self.adapter, student.features[level]), teacher.features[level]
         anchors, pieces = logits[0].shape[1], pieces_of(logits[0])
 
         # the product rule: each factor is differentiated while the other one stands still

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..dense import DistillationContext
+from ..dense import DistillationContext, HeadSpec
 from ..registry import DISTILLERS
-from .base import Distiller
+from .base import Distiller, check_equal
 
 
 @DISTILLERS.register_module()
@@ -24,12 +24,26 @@ class QualityDistiller(Distiller):
         region: Where; default the main region, where the student's own quality loss is taken.
         loss: How; default binary cross entropy, weight 1.
         schedule: A factor over training.
+
+    Raises:
+        ConfigError: The heads' branches rate different things.
     """
 
     reads = frozenset({'quality'})
     defaults: ClassVar = dict(
         region=dict(type='MainRegion'), loss=dict(type='BinaryKDLoss', beta=0.0, loss_weight=1.0)
     )
+
+    def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
+        super().prepare(student, teacher, key)
+        check_equal(
+            key,
+            f'meanings of the quality that {student.name} and {teacher.name} predict',
+            student.quality,
+            teacher.quality,
+            "Choose a teacher whose head rates boxes by the student's, or leave this distiller out "
+            f'({key}=None).',
+        )
 
     def distill(self, context: DistillationContext) -> Tensor:
         selection = context.select(self.region)

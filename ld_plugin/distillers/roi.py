@@ -71,7 +71,8 @@ class ProposalDistiller(Distiller):
             'number of classes (roi_head.bbox_head.num_classes)',
             student.rois.num_classes,
             teacher.rois.num_classes,
-            "Choose a teacher that was trained on the student's classes; features alone can be "
+            "The names of the teacher's classes are not known: give them in model.teacher.classes, "
+            "or choose a teacher that was trained on the student's; features alone can be "
             'distilled from any.',
         )
 

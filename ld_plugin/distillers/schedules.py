@@ -84,7 +84,8 @@ def _progress(name: str) -> int:
     value = MessageHub.get_current_instance().get_info(name)
     if value is None:
         raise RuntimeError(
-            'A weight schedule follows the progress of an mmengine Runner, and none is training. '
-            "Train with a Runner, or use dict(type='ConstantSchedule')."
+            'A weight schedule follows the progress of the mmengine Runner that was made last; '
+            'there is none, or it is not training. Train with a Runner that is made right before '
+            "its train(), or use dict(type='ConstantSchedule')."
         )
     return value

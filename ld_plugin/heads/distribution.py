@@ -15,7 +15,7 @@ from mmcv.cnn import Scale
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, RetinaHead
 from mmdet.models.dense_heads.gfl_head import Integral
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TASK_UTILS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -129,9 +129,20 @@ class DistributionAnchorMixin(DistributionMixin):
     """For heads over anchors: distances from their centres replace the encoded offsets.
 
     Whatever ``bbox_coder`` a stock config names is replaced, and losses see decoded boxes.
+
+    Raises:
+        ConfigError: It is a coder of rotated boxes, which have more parameters than sides.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        coder = TASK_UTILS.build(kwargs.get('bbox_coder') or dict(type=CentreDistanceCoder))
+        if coder.encode_size != CentreDistanceCoder.encode_size:
+            raise ConfigError(
+                f'bbox_head.bbox_coder: found {type(coder).__name__}, a coder of rotated boxes, '
+                f'but {type(self).__name__} predicts horizontal ones. Of rotated boxes '
+                'DistributionRotatedRetinaHead and DistributionRotatedFCOSHead predict '
+                'distributions.'
+            )
         kwargs.update(bbox_coder=dict(type=CentreDistanceCoder), reg_decoded_bbox=True)
         super().__init__(*args, **kwargs)
 

@@ -82,7 +82,9 @@ class GFLV2Head(GFLHead):
     def forward_single(self, x: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         """Logits of the joint scores (N, C, H, W) and of the distributions (N, 4 * B, H, W)."""
         cls_score, bbox_pred = super().forward_single(x, scale)
-        quality = self.reg_conf(distribution_statistics(bbox_pred, self.reg_max, self.reg_topk))
+        statistics = distribution_statistics(bbox_pred, self.reg_max, self.reg_topk)
+        # GFLHead gives the distributions in float32 even where its weights are not
+        quality = self.reg_conf(statistics.to(self.reg_conf[0].weight.dtype))
         return joint_logits(cls_score.float(), quality.float()), bbox_pred
 
 

@@ -59,6 +59,15 @@ class DistillationLoss(WeightedLoss, ABC):
 
         Returns:
             A scalar; 0 with a defined gradient when there are no rows and ``avg_factor`` is given.
+
+        Raises:
+            ValueError: ``elementwise`` gave something else than one number for every row.
         """
         loss = self.elementwise(student, teacher)
+        if loss.shape != student.shape[:-1]:  # which the weights' shape might be broadcast to
+            raise ValueError(
+                f'{type(self).__name__}.elementwise: found the shape {tuple(loss.shape)} for rows '
+                f'of the shape {tuple(student.shape)}, expected {tuple(student.shape[:-1])}: one '
+                'number for every row.'
+            )
         return self.loss_weight * weight_reduce_loss(loss, weight, 'mean', avg_factor)

@@ -13,6 +13,9 @@ class FeatureMSELoss(DistillationLoss):
 
     Args:
         loss_weight: Factor of the whole loss. The LD authors' imitation losses use 2.
+
+    Raises:
+        ConfigError: ``loss_weight`` is out of its range.
     """
 
     def __init__(self, loss_weight: float = 2.0) -> None:
@@ -36,6 +39,9 @@ class PearsonFeatureLoss(DistillationLoss):
 
     Args:
         loss_weight: Factor of the whole loss. Of the CrossKD authors: 6.
+
+    Raises:
+        ConfigError: ``loss_weight`` is out of its range.
     """
 
     rows_are_independent = False

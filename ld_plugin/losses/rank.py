@@ -15,6 +15,9 @@ class RankKLLoss(WeightedLoss):
 
     Args:
         loss_weight: Factor of the whole loss. Published: 4 (Li et al., AAAI 2022).
+
+    Raises:
+        ConfigError: ``loss_weight`` is out of its range.
     """
 
     def __init__(self, loss_weight: float = 4.0) -> None:

@@ -83,7 +83,13 @@ class Region(ABC):
 
     @torch.no_grad()
     def __call__(self, context: DistillationContext) -> Selection:
-        return Selection(self.weights(context), context.student.level_shapes)
+        weights, expected = self.weights(context), context.assignment.valid.shape
+        if weights.shape != expected:  # one row for all images would select in the first alone
+            raise ValueError(
+                f'{type(self).__name__}.weights: found the shape {tuple(weights.shape)}, expected '
+                f'{tuple(expected)}: a row for every image, and all of its priors in it.'
+            )
+        return Selection(weights, context.student.level_shapes)
 
     def per_image(self, context: DistillationContext) -> list[tuple[Tensor, Tensor]]:
         """Ground truth boxes (G, E) and valid priors (P,) of every image."""

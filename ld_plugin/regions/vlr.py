@@ -19,13 +19,14 @@ class ValuableLocalizationRegion(Region):
 
     Args:
         alpha: Lower bound of the overlap, as a share of the assigner's threshold; in (0, 1).
-        topk: Nearest priors per level that the threshold is taken from (ATSS uses 9).
+        topk: Nearest priors per level that the threshold is taken from (ATSS uses 9). Of levels
+            that the teacher lacks, as with ``image_scale``, none are.
         overlap: ``'iof'`` compares intersection over the prior's area, less the centre distance, as
             the published implementation does; ``'diou'`` is the paper's text.
-        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
-            centre, width and height, as published. Horizontal boxes are the same either way.
         exclude_positives: Leave the student's positives out. The published implementation keeps
             those that qualify for anchor-free-like heads (GFL) and drops them for RetinaNet.
+        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
+            centre, width and height, as published. Horizontal boxes are the same either way.
 
     Raises:
         ConfigError: A value out of its range.

@@ -22,7 +22,7 @@ from ld_plugin.distillers import ClassificationDistiller, build_distillers
 from ld_plugin.distillers.schedules import ConstantSchedule
 from ld_plugin.launch import build_runner
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
-from tests.families import ROTATED
+from tests.families import ROTATED, tiny
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +128,21 @@ def test_wrong_loss_of_a_distiller_without_a_default() -> None:
 )
 def test_wrong_arguments(cfg: Any, expected: str) -> None:
     assert said(cfg).startswith(expected)
+
+
+def test_arguments_of_an_inherited_part_of_another_type() -> None:
+    """A config, or a command line, that overrides a type alone has not named these arguments."""
+    config = Config(
+        dict(kd=dict(type='ClassificationDistiller', loss=dict(type=KL, temperature=2)))
+    )
+    config.merge_from_dict({'kd.loss.type': 'BinaryKDLoss'})
+    assert said(config.kd) == (
+        f'{AT}.loss: BinaryKDLoss cannot be built: got an unexpected keyword argument '
+        "'temperature'. It accepts: beta, loss_weight. If it is left of an inherited part of "
+        "another type, set _delete_=True beside the new 'type'."
+    )
+    config.merge_from_dict({'kd.loss.type': 'BinaryKDLoss', 'kd.loss._delete_': True})
+    build(tiny_distilled(distillers=dict(kd=config.kd)))
 
 
 @pytest.mark.parametrize(
@@ -372,6 +387,20 @@ def test_option_of_another_detector() -> None:
 def test_key_that_would_replace_a_stock_loss(name: str) -> None:
     found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))
     assert found.startswith(f'model.distillers.{name}: the head GFLHead has a loss named ')
+    assert found.endswith('Choose another key.')
+
+
+@pytest.mark.parametrize(('family', 'name'), [('paa', 'iou'), ('vfnet', 'bbox_rf')])
+def test_key_that_would_replace_a_stock_loss_which_no_attribute_names(
+    family: str, name: str
+) -> None:
+    distiller = dict(type='FeatureDistiller')
+    teacher = dict(config=dict(model=tiny(family)), checkpoint=None)
+    model = build(tiny_distilled(teacher, {name: distiller}, tiny(family)))
+    found = message(lambda: losses(model, batch()))
+    assert found.startswith(
+        f"model.distillers.{name}: the head {model.spec.name} has a loss named '"
+    )
     assert found.endswith('Choose another key.')
 
 
@@ -621,7 +650,8 @@ def test_class_scores_of_a_head_without_distributions_can_be_distilled() -> None
 def test_other_number_of_classes() -> None:
     assert with_teacher(tiny_gfl(num_classes=5)).startswith(
         f'{AT}: number of classes (bbox_head.num_classes) differ: student 3, teacher 5, expected '
-        "the same. Choose a teacher that was trained on the student's classes"
+        "the same. The names of the teacher's classes are not known: "
+        "give them in model.teacher.classes, or choose a teacher that was trained on the student's;"
     )
 
 
@@ -789,6 +819,16 @@ def test_names_told_beforehand_hold_where_the_data_set_has_none() -> None:
 
     assert kd_loss(names, None) == kd_loss(None, names)
     assert kd_loss(names, None) != kd_loss(None, None)
+
+
+def test_text_in_place_of_class_names() -> None:
+    """As of a data set whose one name stands without a comma: its letters are no classes."""
+    MessageHub.get_current_instance().update_info('dataset_meta', dict(classes='sun'))
+    model = build(tiny_distilled(teacher_named('star', 'circle', 'square')))
+    assert message(lambda: losses(model, batch())) == (
+        "train_dataloader.dataset.metainfo.classes: found the text 'sun', expected a tuple of "
+        "names, in which one alone takes a comma: ('sun',)."
+    )
 
 
 def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_path: Path) -> None:

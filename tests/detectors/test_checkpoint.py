@@ -92,6 +92,14 @@ def test_path(checkpoint: Path) -> None:
     assert found.classes == CLASSES
 
 
+def test_path_in_the_home_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is what mmengine takes in ``load_from``."""
+    monkeypatch.setenv('HOME', str(checkpoint.parent))
+    (checkpoint.parent / 'teacher.py').write_text(f'model = {tiny_gfl().to_dict()}')
+    teacher = FrozenTeacher.from_config(dict(config='~/teacher.py', checkpoint='~/teacher.pth'))
+    assert teacher.classes == CLASSES
+
+
 def test_url_is_downloaded_once(checkpoint: Path, server: str, hub: Path) -> None:
     url = f'{server}/{checkpoint.name}'
     assert torch.equal(weight(teacher(url)), expected_weight())
@@ -150,9 +158,10 @@ def test_class_names_of_every_generation(meta: dict) -> None:
     assert class_names(dict(meta=meta)) == CLASSES
 
 
-@pytest.mark.parametrize('checkpoint', [{}, dict(meta=None), dict(meta=dict(dataset_meta=None))])
-def test_class_names_may_be_unknown(checkpoint: dict) -> None:
-    assert class_names(checkpoint) is None
+@pytest.mark.parametrize('meta', [None, {}, dict(dataset_meta=None), dict(dataset_meta=[])])
+def test_class_names_may_be_unknown(meta: dict | None) -> None:
+    assert class_names({}) is None
+    assert class_names(dict(meta=meta)) is None
 
 
 def test_classes_of_the_config_win(checkpoint: Path) -> None:
@@ -287,6 +296,16 @@ def test_tensor_instead_of_a_dict(tmp_path: Path) -> None:
         ConfigError, match=r'^model\.teacher\.checkpoint: .*holds a Tensor, expected'
     ):
         load_checkpoint_file(tmp_path / 'tensor.pth')
+
+
+def test_model_instead_of_its_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / 'model.pth'
+    torch.save(dict(state_dict=torch.nn.Linear(1, 1)), path)
+    with (
+        pytest.warns(UserWarning, match='holds more than weights'),
+        pytest.raises(ConfigError, match=r'state_dict in .* is a Linear, expected a dict'),
+    ):
+        load_checkpoint_file(path)
 
 
 def test_other_shapes_are_all_listed(checkpoint: Path) -> None:

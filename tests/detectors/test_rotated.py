@@ -100,6 +100,15 @@ def test_a_distilled_student_teaches_in_its_turn() -> None:
     assert losses(model, data())['loss_im'] > 0
 
 
+@pytest.mark.parametrize(
+    ('family', 'kind'), [('rotated_retinanet', 'SingleStage'), ('oriented_rcnn', 'TwoStage')]
+)
+def test_detectors_are_found_without_their_package(family: str, kind: str) -> None:
+    model = distilled(recipes.fitnet, teacher=tiny(family), student=family)
+    model.type = f'Distilled{kind}Detector'
+    assert type(build_rotated(model)).__name__ == model.type
+
+
 LINES = """
 _base_ = 'mmrotate::{name}'
 from ld_plugin.recipes import {recipe}
@@ -278,15 +287,46 @@ def test_offsets_are_encoded_otherwise(part: str, changes: dict) -> None:
     build_rotated(distilled(recipes.bckd, teacher, family))
 
 
-def test_a_loss_of_horizontal_boxes() -> None:
+@pytest.mark.parametrize(
+    ('family', 'head'),
+    [('rotated_atss', 'DistributionATSSHead'), ('rotated_retinanet', 'DistributionRetinaHead')],
+)
+def test_a_head_with_distributions_of_horizontal_boxes(family: str, head: str) -> None:
+    student = tiny(family, type=f'mmdet.{head}')
+    model = tiny_distilled(distilled().teacher, recipes.ld_full, student)
+    with scope(STUDENT), pytest.raises(ConfigError) as caught:
+        build(model)
+    assert str(caught.value).startswith(
+        'bbox_head.bbox_coder: found DeltaXYWHTRBBoxCoder, a coder of rotated boxes, but '
+        f'{head} predicts horizontal ones. '
+    )
+
+
+def test_losses_that_do_not_compare_rotated_boxes() -> None:
     giou = dict(type='BoxDistiller', loss=dict(type='GIoULoss'))
     assert 'model.distillers.x.loss: found GIoULoss, which compares horiz' in message(dict(x=giou))
     cross = dict(type='CrossHeadDistiller', layer=1, box_loss=dict(type='GIoULoss'))
     assert 'model.distillers.x.box_loss: found GIoULoss' in message(dict(x=cross))
+    offsets = dict(type='BoxDistiller', loss=dict(type='KFLoss'))
+    assert 'model.distillers.x.loss: found KFLoss, which compares encoded' in message(
+        dict(x=offsets)
+    )
     wrong = dict(type='BoxDistiller', loss=dict(type='BoxLoss', rotated='ciou'))
     assert "model.distillers.x.loss.rotated: found 'ciou', expected one of" in message(
         dict(x=wrong)
     )
+
+
+@pytest.mark.parametrize('name', ['GDLoss', 'mmrotate.GDLoss'])
+def test_losses_of_mmrotate_have_either_name(name: str) -> None:
+    """MMRotate's configs write theirs without the package."""
+    loss = dict(type=name, loss_type='gwd')
+    for distiller in (
+        dict(type='BoxDistiller', loss=loss),
+        dict(type='CrossHeadDistiller', layer=1, box_loss=loss),
+    ):
+        model = build_rotated(distilled(dict(x=distiller)))
+        assert losses(model, data())['loss_x'] > 0
 
 
 @pytest.mark.parametrize('loss', [dict(type='mmrotate.GDLoss', loss_type='gwd'), None], ids=str)

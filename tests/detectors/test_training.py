@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -20,7 +20,8 @@ from ld_plugin.distillers.schedules import (
     LinearDecaySchedule,
     LinearWarmupSchedule,
 )
-from ld_plugin.recipes import imitation_inside_gt, ld_full
+from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, rm_pfi
+from tests.families import tiny
 from tests.models import (
     TinyDataset,
     batch,
@@ -85,6 +86,36 @@ def test_distillation_losses_are_computed_in_float32_under_autocast() -> None:
     for name in KEYS:
         assert not torch.equal(found[name], expected[name]), 'the student ran in bfloat16'
         torch.testing.assert_close(found[name], expected[name], rtol=0.1, atol=1e-3)
+
+
+def wide_retinanet() -> ConfigDict:
+    """Whose features a student of the usual width compares behind adapters."""
+    model = tiny('retinanet')
+    model.neck.out_channels = 64
+    model.bbox_head.update(in_channels=64, feat_channels=64)
+    return model
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    'distillers',
+    [fitnet, rm_pfi, defeat, dict(crosskd=crosskd['crosskd'] | dict(layer=1))],
+    ids=['fitnet', 'rm_pfi', 'defeat', 'crosskd'],
+)
+def test_student_that_is_converted_learns_the_same(distillers: dict, dtype: torch.dtype) -> None:
+    """Without autocast, and with its adapters; the teacher keeps its precision."""
+    teacher = dict(config=dict(model=wide_retinanet()), checkpoint=None)
+    model = build(tiny_distilled(teacher, distillers, tiny('retinanet')))
+    data = model.data_preprocessor(batch(LARGE), training=True)
+    expected = model(**data, mode='loss')
+    found = model.to(dtype)(data['inputs'].to(dtype), data['data_samples'], mode='loss')
+    names = [f'loss_{name}' for name in distillers]
+    sum(found[name] for name in names).backward()
+    for name in names:
+        torch.testing.assert_close(found[name].float(), expected[name], rtol=0.05, atol=1e-3)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {g.dtype for g in gradients} == {dtype}
+    assert all(p.grad.any() for p in model.distillers.parameters())
 
 
 def test_amp_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +354,35 @@ def test_schedules_reach_their_ends_by_default() -> None:
     assert factors == [[0, 1, 1], [0.5, 0.75, 1], [1, 0.5, 1], [1, 0, 1]]
 
 
+def test_second_runner_may_have_other_classes(tmp_path: Path) -> None:
+    """One student is trained twice; each data set's names pair its classes with the teacher's."""
+    teacher = dict(tiny_distilled().teacher, classes=('star', 'circle', 'square'))
+    model = build(tiny_distilled(teacher))
+    found = []
+    for classes in (('circle', 'square', 'star'), ('square', 'star', 'circle'), teacher['classes']):
+        runner = tiny_runner(model, tmp_path / classes[0], epochs=1)
+        runner.train_dataloader.dataset.metainfo = dict(classes=classes)
+        runner.train()
+        match = model._match.classes
+        found.append(match and match.teacher)
+    assert found == [(1, 2, 0), (2, 0, 1), None]
+
+
+def test_runner_that_is_not_the_last_one_made(tmp_path: Path) -> None:
+    """mmengine tells what the last one does, so neither progress nor class names are known."""
+    named = dict(tiny_distilled().teacher, classes=('star', 'circle', 'square'))
+    students = build(tiny_distilled(named)), distilled()
+    first, second, _ = (
+        tiny_runner(model, tmp_path, epochs=1) for model in (*students, build(tiny_gfl()))
+    )
+    with pytest.warns(UserWarning, match=r"student's classes are not known.*\('star', 'circle'"):
+        first.train()
+    with pytest.raises(RuntimeError, match='made last; there is none, or it is not training'):
+        second.train()
+
+
 def test_schedule_without_a_runner_says_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match=r'follows the progress of an mmengine Runner.*Constant'):
+    with pytest.raises(RuntimeError, match=r'progress of the mmengine Runner.*Constant'):
         losses(distilled(), batch())
 
 

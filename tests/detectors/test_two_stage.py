@@ -414,6 +414,17 @@ def test_features_of_any_detector_teach_any(student: str, teacher: str) -> None:
     assert any(p.grad is not None and p.grad.any() for p in model.neck.parameters())
 
 
+def test_classes_of_proposals_do_not_ask_for_levels_of_the_same_size() -> None:
+    """HRNet's neck pools its last levels, which rounds their sizes down."""
+    teacher = tiny('faster_rcnn')
+    teacher.neck.type = 'HRFPN'
+    model = build(distilled(tiny('faster_rcnn'), teacher, ROI))
+    data = batch(((160, 160), (160, 128)))
+    assert 0 < losses(model, data)['loss_roi'] < 100
+    with pytest.raises(ConfigError, match='sizes of the maps of stride 64 differ: student 3 x 3'):
+        losses(build(distilled(tiny('faster_rcnn'), teacher, defeat_two_stage)), data)
+
+
 def test_a_distilled_student_teaches_in_its_turn() -> None:
     config = distilled(tiny('faster_rcnn'), tiny('faster_rcnn'))
     model = build(distilled(tiny('faster_rcnn'), config, ROI))

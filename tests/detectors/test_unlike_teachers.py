@@ -21,9 +21,11 @@ from ld_plugin.recipes import (
     bckd,
     crosskd,
     defeat,
+    defeat_two_stage,
     fitnet,
     imitation_everywhere,
     imitation_gi,
+    imitation_inside_gt,
     ld_full,
     ld_main,
     ld_point,
@@ -442,10 +444,91 @@ def test_bad_values(tmp_path: Path) -> None:
     assert "the names of the teacher's classes are not known" in found
     found = message(rows=[0, 1, 2], class_map={0: 3})
     assert found.startswith("model.teacher.class_map: the teacher's class 3 is not in 0..2")
+    found = message(rows=[0, 1, 2], classes=NAMES, class_map={NAMES[1]: 0, 1: 1})
+    assert found.startswith('model.teacher.class_map: found {')
+    assert "has a class of the student's twice" in found
     assert 'number of classes' in message(rows=[0, 1, 2, None])
+
+
+def test_class_map_of_features_alone_is_said_to_have_no_effect() -> None:
+    teacher = dict(config=dict(model=tiny_gfl()), checkpoint=None, class_map={0: 2})
+    with pytest.warns(UserWarning, match='class_map: has no effect, as no distiller compares'):
+        build(tiny_distilled(teacher, imitation_everywhere))
 
 
 def test_unknown_names_of_equally_many_classes_correspond_in_order(tmp_path: Path) -> None:
     expected = distilled_losses(teacher_with_rows(tmp_path / 'a.pth', [0, 1, 2], classes=NAMES))
     found = distilled_losses(teacher_with_rows(tmp_path / 'b.pth', [0, 1, 2]), ld_main)
     torch.testing.assert_close(found['ld'], expected['ld'])
+
+
+def pooled_levels() -> ConfigDict:
+    """A teacher whose coarse levels are pooled from a fine one, which rounds their sizes down."""
+    model = tiny_gfl()
+    neck = dict(type='HRFPN', in_channels=model.neck.in_channels, out_channels=32, num_outs=5)
+    model.neck = ConfigDict(neck | dict(stride=2))
+    return model
+
+
+@pytest.mark.parametrize('recipe', [fitnet, ld_full, rm_pfi, bckd], ids=lambda x: '+'.join(x))
+def test_levels_of_another_size_are_refused(recipe: dict) -> None:
+    """Some of these would compare other places of the image, and others stop without a reason."""
+    teacher = dict(config=dict(model=pooled_levels()), checkpoint=None)
+    model = build(tiny_distilled(teacher, recipe))
+    with pytest.raises(ConfigError) as caught:
+        losses(model, batch(((160, 160), (160, 128))))
+    assert 'stride 128 differ: student 2 x 2, teacher 1 x 1, expected' in str(caught.value)
+    assert 'pad_size_divisor to the largest stride, 128,' in str(caught.value)
+
+
+def test_padding_to_whole_cells_makes_levels_of_one_size() -> None:
+    teacher = dict(config=dict(model=pooled_levels()), checkpoint=None)
+    student = tiny_distilled(teacher, fitnet)
+    student.data_preprocessor.pad_size_divisor = 128
+    found = losses(build(student), batch(((160, 160), (160, 128))))
+    assert found['loss_im'].isfinite()
+
+
+@pytest.mark.parametrize(
+    ('family', 'recipe', 'counted'),
+    [
+        ('gfl', imitation_inside_gt, 3),
+        ('gfl', imitation_inside_gt | dict(kd=ld_full['kd']), 2),
+        ('faster_rcnn', defeat_two_stage, 3),
+    ],
+    ids=['features alone', 'features beside classes', 'two stages'],
+)
+def test_which_objects_count_where_the_teacher_knows_fewer_classes(
+    family: str, recipe: dict, counted: int
+) -> None:
+    config = dict(model=tiny(family, 2))
+    teacher = dict(config=config, checkpoint=None, classes=('circle', 'star'))
+    student = tiny_distilled(teacher, recipe, tiny(family))
+    if family == 'faster_rcnn':
+        student.type = 'DistilledTwoStageDetector'
+    data = batch(SHAPES[:1], objects=(3,))
+    data['data_samples'][0].gt_instances.labels = torch.arange(3)
+    assert len(context_of(build(student), data).gt_bboxes[0]) == counted
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'differ'),
+    [
+        ('atss', 'paa', 'student centerness, teacher IoU'),
+        ('yolox', 'fcos', 'student objectness, teacher centerness'),
+    ],
+)
+def test_qualities_of_another_meaning_are_refused(student: str, teacher: str, differ: str) -> None:
+    config = dict(config=dict(model=tiny(teacher)), checkpoint=None)
+    model = tiny_distilled(config, dict(rating=dict(type='QualityDistiller')), tiny(student))
+    with pytest.raises(ConfigError) as caught:
+        build(model)
+    assert str(caught.value).startswith('model.distillers.rating: meanings of the quality that ')
+    assert differ in str(caught.value)
+
+
+def test_centerness_of_another_head_is_distilled() -> None:
+    config = dict(config=dict(model=tiny('fcos')), checkpoint=None)
+    distillers = dict(rating=dict(type='QualityDistiller'))
+    found = losses(build(tiny_distilled(config, distillers, tiny('atss'))), batch())
+    assert found['loss_rating'] > 0

@@ -125,6 +125,17 @@ def test_autocast_changes_little() -> None:
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_head_that_is_converted_predicts_the_same(dtype: torch.dtype) -> None:
+    head = build_head('gflv2')
+    features = random_features(head)
+    expected = head(features)
+    found = head.to(dtype)([level.to(dtype) for level in features])
+    for ours, theirs in zip(found, expected, strict=True):
+        for level, reference in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(level.float(), reference, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize('teacher', ['gfl', 'gflv2'])
 def test_it_is_distilled_as_gfl_is(teacher: str) -> None:
     source = dict(config=dict(model=tiny(teacher)), checkpoint=None)

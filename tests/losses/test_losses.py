@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import (
     BinaryKDLoss,
+    DistillationLoss,
     DistributionKLLoss,
     FeatureMSELoss,
     PearsonFeatureLoss,
@@ -309,3 +310,25 @@ def test_no_positives_have_no_rank_and_a_gradient():
     loss.backward()
     assert loss == 0
     assert not student.grad.any()
+
+
+class OfElements(DistillationLoss):
+    """Of a user: it does not put the elements of a row together."""
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (student - teacher).abs()
+
+
+class OfAllRows(OfElements):
+    """Of a user: it puts the rows together, too."""
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return super().elementwise(student, teacher).mean()
+
+
+@pytest.mark.parametrize(('kind', 'found'), [(OfElements, r'\(4, 4\)'), (OfAllRows, r'\(\)')])
+@pytest.mark.parametrize('weight', [None, torch.ones(4)], ids=['unweighted', 'weighted'])
+def test_loss_of_anything_but_rows_is_refused(kind, found, weight):
+    message = rf'^{kind.__name__}\.elementwise: found the shape {found} for .*, expected \(4,\): '
+    with pytest.raises(ValueError, match=message):
+        kind()(rows(4, 4), rows(4, 4), weight, avg_factor=4.0)

@@ -258,3 +258,17 @@ def test_weights_out_of_the_students_predictions_carry_no_gradient():
     step, region = context(), ByQuality()
     assert region.weights(step).requires_grad
     assert not step.select(region).weights.requires_grad
+
+
+class OfEveryImage(Region):
+    """Of a user: some levels alone, and so the same priors in every image."""
+
+    def weights(self, context: DistillationContext) -> torch.Tensor:
+        return (context.student.prior_strides < 16).T
+
+
+def test_one_row_for_all_images_is_refused():
+    step = context(images=2)
+    shapes = rf'\(1, {len(step.student.priors)}\), expected \(2, {len(step.student.priors)}\)'
+    with pytest.raises(ValueError, match=rf'^OfEveryImage\.weights: found the shape {shapes}'):
+        step.select(OfEveryImage())

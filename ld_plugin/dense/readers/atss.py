@@ -18,6 +18,7 @@ class ATSSReader(DenseReader):
 
     recorded_methods: ClassVar[tuple[str, ...]] = ASSIGNER_METHODS
     tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
+    rated_quality: ClassVar[str] = 'centerness'
 
     @property
     def box_dim(self) -> int:

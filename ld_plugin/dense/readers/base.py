@@ -123,6 +123,8 @@ class DenseReader(ABC):
     #: attributes of the head that hold the stacked convolutions of its classification and of its
     #: regression branch
     tower_names: ClassVar[tuple[str, ...]] = ()
+    #: what the head's quality branch rates, if it has one, as in :class:`HeadSpec`
+    rated_quality: ClassVar[str] = ''
     #: E of the head's boxes
     box_dim: int = 4
     #: methods of the head that a teacher runs in float32 whatever its precision is, because they
@@ -198,6 +200,7 @@ class DenseReader(ABC):
             box_dim=self.box_dim,
             feature_channels=head.in_channels,
             extras=frozenset(extras) | ({'head_features'} if self.tower_channels else set()),
+            quality=self.rated_quality if 'quality' in extras else '',
             tower_channels=self.tower_channels,
             angle_version=getattr(head.bbox_coder, 'angle_version', None) if rotated else None,
             centre_offset=_centre_offset(generator),

@@ -25,6 +25,7 @@ class FCOSReader(PointReader):
 
     recorded_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat', 'get_targets')
     tower_names: ClassVar[tuple[str, ...]] = ('cls_convs', 'reg_convs')
+    rated_quality: ClassVar[str] = 'centerness'
 
     @property
     def spec(self) -> HeadSpec:

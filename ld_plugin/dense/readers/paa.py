@@ -19,6 +19,7 @@ class PAAReader(ATSSReader):
     """
 
     recorded_methods: ClassVar[tuple[str, ...]] = ('loss_by_feat', 'get_targets', 'paa_reassign')
+    rated_quality: ClassVar[str] = 'IoU'
 
     def assignment(self, record: HeadRecorder) -> Assignment:
         *_, candidates, candidate_gts = record.returned['get_targets'][-1]

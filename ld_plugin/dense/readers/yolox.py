@@ -28,6 +28,7 @@ class YOLOXReader(PointReader):
         'sampler.sample',
     )
     tower_names: ClassVar[tuple[str, ...]] = ('multi_level_cls_convs', 'multi_level_reg_convs')
+    rated_quality: ClassVar[str] = 'objectness'
 
     @property
     def spec(self) -> HeadSpec:
