@@ -7,6 +7,7 @@ These answer what the set-up asks, write down what it lets pip do, and fail wher
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -16,14 +17,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ('setup_env.sh', 'check_env.py', 'test.sh', 'demo.sh')
-SYSTEM_PROGRAMS = 'awk bash cat cp df dirname env flock getconf grep mkdir rm sed sleep tail touch'
+SYSTEM_PROGRAMS = 'awk bash cat cp dirname env flock getconf grep mkdir rm sed sleep tail touch'
 
 # FAKE is a folder of files that say how the interpreter behaves: `no-venv`, `no-cv2`, ... by being
 # there, `pip-fails-at` by a word of the pip command that fails, `pip-says` by what it prints then.
 # An environment is complete when the plugin was installed into it.
 INTERPRETER = r"""#!/usr/bin/env bash
 here="$(dirname "$(dirname "$0")")"
+if [[ -e $FAKE/needs-own-settings ]]; then
+    [[ $MPLBACKEND == Agg && -z ${PYTHONSAFEPATH+set}${PYTHONHOME+set} ]] || exit 1
+fi
 case "$*" in
+    *base_prefix*) echo "$(dirname "$FAKE")/bin/python3.11" ;;
     *version_info*) [[ ! -e $FAKE/old-python ]] ;;
     *get_path*) echo "$FAKE/include" ;;
     *ensurepip*) [[ ! -e $FAKE/no-venv ]] ;;
@@ -106,6 +111,12 @@ class Machine:
         path.unlink(missing_ok=True)
         return calls
 
+    def add_disk(self, name: str, free_gb: int) -> None:
+        """Let df see a disk of this name, whatever is free on the one of the tests."""
+        line = f'{name} 1000000000 1 {free_gb * 2**20} 91% /media/a disk'
+        (self.bin / 'df').write_text(f'#!/usr/bin/env bash\necho Filesystem; echo {line!r}\n')
+        (self.bin / 'df').chmod(0o755)
+
     def add_interpreter(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(INTERPRETER)
@@ -128,6 +139,7 @@ def machine(tmp_path: Path) -> Machine:
     (made.fake / 'include').mkdir(parents=True)
     (made.fake / 'include' / 'Python.h').touch()
     made.add_interpreter(made.bin / 'python3.11')
+    made.add_disk('/dev/sda1', free_gb=10)
     return made
 
 
@@ -161,10 +173,42 @@ def test_missing_compiler(machine: Machine, compiler: str, language: str) -> Non
 
 
 def test_missing_disk_space(machine: Machine) -> None:
-    machine.environ['SETUP_MIN_GB'] = '100000000'
+    machine.add_disk('/dev/sda1', free_gb=9)
     message = machine.fails()
-    assert 'GB free in' in message
-    assert 'needs 100000000 GB: free some' in message
+    assert 'only 9 GB free in' in message
+    assert 'needs 10 GB: free some' in message
+    machine.environ['SETUP_MIN_GB'] = '4.5'
+    assert 'SETUP_MIN_GB: found 4.5, expected a whole number of GB' in machine.fails()
+    machine.environ['SETUP_MIN_GB'] = '09'
+    machine.succeeds()
+
+
+def test_disk_space_as_df_of_this_machine_tells_it(machine: Machine) -> None:
+    (machine.bin / 'df').unlink()
+    (machine.bin / 'df').symlink_to(shutil.which('df'))
+    machine.environ['SETUP_MIN_GB'] = '100000000'
+    found = re.search(r'only (\d+) GB free in', machine.fails())
+    assert found
+    assert abs(int(found[1]) - shutil.disk_usage(machine.clone).free / 2**30) < 20
+
+
+def test_disk_space_of_a_share_with_spaces_in_its_name(machine: Machine) -> None:
+    machine.add_disk('//nas/our shared files', free_gb=95)
+    machine.environ['SETUP_MIN_GB'] = '96'
+    assert 'only 95 GB free in' in machine.fails()
+    machine.environ['SETUP_MIN_GB'] = '95'
+    machine.succeeds()
+
+
+def test_clone_that_cannot_be_written_to(machine: Machine) -> None:
+    (machine.clone / '.setup_env.lock').mkdir()  # as root may write where permissions forbid it
+    (line,) = machine.run().stderr.splitlines()
+    assert line.endswith('activate one, or clone to another folder')
+    active = machine.fake / 'active'
+    machine.add_interpreter(active / 'bin' / 'python')
+    (active / 'complete').write_text('fingerprint')
+    machine.environ['VIRTUAL_ENV'] = str(active)
+    machine.succeeds()
 
 
 @pytest.mark.parametrize(
@@ -224,6 +268,27 @@ def test_half_built_or_moved_environment_is_made_afresh(machine: Machine, state:
     machine.pip_calls()
     assert 'is half-built, or was made in another place: starting it afresh' in machine.succeeds()
     assert any('torch==' in call for call in machine.pip_calls())
+
+
+def test_environment_is_made_afresh_while_it_is_active(machine: Machine) -> None:
+    machine.succeeds()
+    venv = machine.clone / '.venv'
+    for gone in ('complete', 'bin/pip'):
+        (venv / gone).unlink()
+    machine.add_interpreter(venv / 'bin' / 'python3.11')  # the first of this name in PATH
+    machine.environ |= {'VIRTUAL_ENV': str(venv), 'PATH': f'{venv / "bin"}:{machine.bin}'}
+    assert 'is half-built' in machine.succeeds()
+    assert (venv / 'complete').exists()
+
+
+def test_environment_of_somebody_else_is_not_removed(machine: Machine) -> None:
+    venv = machine.clone / '.venv'
+    machine.add_interpreter(venv / 'bin' / 'python')
+    (venv / 'pyvenv.cfg').touch()  # but no pip, as uv leaves it out
+    assert f'{venv} was not made by this set-up' in machine.fails()
+    assert (venv / 'bin' / 'python').exists()
+    (venv / 'bin' / 'pip').write_text(f'#!{venv}/bin/python')
+    machine.succeeds()
 
 
 def test_package_cut_off_while_being_installed_is_installed_over(machine: Machine) -> None:
@@ -290,6 +355,17 @@ def test_active_environment_that_lacks_something_is_left_alone(machine: Machine)
     assert 'torch torch: not installed' in output
     assert (machine.clone / '.venv' / 'complete').exists()
     assert not (machine.fake / 'active' / 'complete').exists()
+
+
+def test_settings_with_which_python_finds_nothing_are_left_behind(machine: Machine) -> None:
+    machine.tell('needs-own-settings')
+    machine.environ |= {
+        'MPLBACKEND': 'module://matplotlib_inline.backend_inline',  # a notebook's
+        'PYTHONSAFEPATH': '1',
+        'PYTHONHOME': '/usr',
+    }
+    machine.succeeds()
+    assert machine.run('demo.sh').stdout == f'ran: {machine.clone}/tools/demo.py\n'
 
 
 def test_folder_is_found_beside_a_search_path_for_folders(machine: Machine) -> None:
