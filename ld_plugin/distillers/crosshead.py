@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from ..dense.head_features import HeadFeatures
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
 from ..losses import DistillationLoss, eager_gradient, pieces_of, standardized
-from ..losses.functional import at_least_float32
+from ..losses.functional import at_least_float32, centred_moments
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, adapted, check_equal
@@ -179,7 +178,5 @@ def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (N, F, H, W).
     """
-    teacher = at_least_float32(teacher.detach()).movedim(1, -1)
-    number = teacher.shape[:-1].numel()
-    variance, mean = torch.var_mean(teacher, (0, 1, 2), correction=min(number - 1, 1), keepdim=True)
-    return standardized(student.movedim(1, -1), variance.sqrt(), mean).movedim(-1, 1)
+    _, mean, deviation = centred_moments(at_least_float32(teacher.detach()).movedim(1, -1))
+    return standardized(student.movedim(1, -1), deviation, mean).movedim(-1, 1)

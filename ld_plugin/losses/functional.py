@@ -168,14 +168,13 @@ class _Standardized(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, deviation: Tensor | None, mean: Tensor | None, eps: float
     ) -> Tensor:
-        over, number = tuple(range(rows.dim() - 1)), rows.shape[:-1].numel()
-        variance, centre = torch.var_mean(rows, over, correction=min(number - 1, 1), keepdim=True)
-        divisor = variance.sqrt() + eps
+        centred, centre, own = centred_moments(rows)
+        divisor = own + eps
         factor = divisor.reciprocal() if deviation is None else deviation / divisor
         # how far the divisor follows a row's distance from the centre
-        slope = (max(number - 1, 1) * variance.sqrt() * divisor).reciprocal()
-        ctx.save_for_backward(rows, centre, factor, slope.where(variance > 0, 0))
-        result = torch.sub(rows, centre, out=rows.new_empty(rows.shape)).mul_(factor)
+        slope = (max(rows.shape[:-1].numel() - 1, 1) * own * divisor).reciprocal()
+        ctx.save_for_backward(rows, centre, factor, slope.where(own > 0, 0))
+        result = centred.mul_(factor)
         return result if mean is None else result.add_(mean)
 
     @staticmethod
@@ -189,6 +188,26 @@ class _Standardized(torch.autograd.Function):
         shift = upstream.sum(over, keepdim=True) / number
         result = torch.addcmul(-shift * factor, upstream, factor, out=product)
         return result.addcmul_(centred, -pull * factor), None, None, None
+
+
+def centred_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every channel less its mean, the mean, and the unbiased standard deviation.
+
+    In steps that a processor is quick at: ``torch.var_mean`` takes ten times as long there. The
+    first row is subtracted before anything is added up, so that a constant channel is exactly 0.
+
+    Args:
+        rows: (..., C), in at least float32.
+
+    Returns:
+        (..., C), contiguous, and two of (1, ..., 1, C); the deviation of a single row is 0.
+    """
+    over, number = tuple(range(rows.dim() - 1)), rows.shape[:-1].numel()
+    first = rows[(slice(1),) * len(over)]
+    centred = torch.sub(rows, first, out=rows.new_empty(rows.shape))
+    rest = centred.mean(over, keepdim=True)
+    variance = centred.sub_(rest).square().sum(over, keepdim=True) / max(number - 1, 1)
+    return centred, first + rest, variance.sqrt()
 
 
 def pearson_feature_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -273,6 +273,23 @@ def test_standardized_features_without_variance_are_finite(student):
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('value', [0.1, 1 / 3, 12345.678])
+def test_a_constant_channel_of_many_rows_is_exactly_standardized_to_zero(value):
+    # whose mean would be rounded, and the rest divided by the small eps
+    rows = torch.full((2, 57, 31, 3), value)
+    rows[..., 1] = torch.randn(2, 57, 31)
+    found = standardized(rows)
+    assert found[..., [0, 2]].eq(0).all()
+    assert found[..., 1].std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_standardized_features_far_from_zero():
+    rows = torch.randn(4000, 2) + 1000
+    exact = rows.double()
+    exact = (exact - exact.mean(0)) / exact.std(0)
+    torch.testing.assert_close(standardized(rows), exact.float(), atol=1e-4, rtol=1e-4)
+
+
 @settings(deadline=None, max_examples=50)
 @given(count=st.integers(0, 12), groups=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_rank_kl_follows_the_formula_in_ragged_groups(count, groups, seed):
