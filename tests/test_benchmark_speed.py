@@ -76,7 +76,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     """The machine got ten times slower halfway; the ratio is 2 throughout."""
     fast = torch.tensor([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]).numpy()
     cases = [
-        benchmark.Case(name, torch.nn.Identity(), None, 0, seconds=list(map(tuple, seconds)))
+        benchmark.Case(name, torch.nn.Identity(), None, int, seconds=list(map(tuple, seconds)))
         for name, seconds in (
             (benchmark.ALONE, fast),
             (benchmark.FLOOR, fast),

@@ -114,7 +114,7 @@ class Case:
         name: Its row in the table.
         model: Whose gradients a step leaves behind.
         run: One step.
-        weights: Bytes of the weights it keeps, those of the teacher included.
+        weights: Bytes of the weights it keeps by then, those of the teacher included.
         teacher_weights: Bytes of the teacher's among them.
         seconds: Per round, on each of the CLOCKS.
         peak: Bytes at the peak of a step.
@@ -123,7 +123,7 @@ class Case:
     name: str
     model: nn.Module
     run: Callable[[], Any]
-    weights: int
+    weights: Callable[[], int]
     teacher_weights: int = 0
     seconds: list[tuple[float, ...]] = field(default_factory=list)
     peak: int = 0
@@ -208,24 +208,25 @@ class Bench:
     def cases(self) -> Iterator[Case]:
         """All cases, each built when it is asked for."""
         student, teacher = num_bytes(self.student), num_bytes(self.eager)
-        yield Case(ALONE, self.student, lambda: self._step(self.student), student)
-        yield Case('teacher, eager fp32', self.eager, self._look, teacher, teacher)
-        yield Case(FLOOR, self.student, self._look_and_step, student + teacher, teacher)
+        both = student + teacher
+        yield Case(ALONE, self.student, lambda: self._step(self.student), lambda: student)
+        yield Case('teacher, eager fp32', self.eager, self._look, lambda: teacher, teacher)
+        yield Case(FLOOR, self.student, self._look_and_step, lambda: both, teacher)
         if self.args.detector == 'gfl':
             ld_head = self._ld_head()
-            yield Case(LD_HEAD, ld_head, lambda: self._step(ld_head), student + teacher, teacher)
+            yield Case(LD_HEAD, ld_head, lambda: self._step(ld_head), lambda: both, teacher)
         for precision in PRECISIONS:
             for index, name in enumerate(self.args.recipes):
                 model = self._distilled(RECIPES[name], precision)
                 if index == 0:
                     yield self._plugin_teacher(model, precision)
-                weights = model.teacher.num_bytes
                 yield Case(
                     f'{name}, {precision}',
                     model,
                     lambda model=model: self._step(model),
-                    num_bytes(model) + weights,
-                    weights,
+                    # the teacher makes more where gradients pass through it
+                    lambda model=model: num_bytes(model) + model.teacher.num_bytes,
+                    model.teacher.num_bytes,
                 )
 
     def _rois(self, number: int) -> Tensor:
@@ -234,14 +235,13 @@ class Bench:
         return bbox2roi([b.repeat(-(-number // len(b)), 1)[:number] for b in boxes])
 
     def _plugin_teacher(self, model: nn.Module, precision: str) -> Case:
-        weights = model.teacher.num_bytes
-        shapes = [sample.img_shape for sample in self.batch.samples]
+        teacher, shapes = model.teacher, [sample.img_shape for sample in self.batch.samples]
         return Case(
             f'teacher, {precision}',
             model,
-            lambda: model.teacher(self.batch.images, shapes),
-            weights,
-            weights,
+            lambda: teacher(self.batch.images, shapes),
+            lambda: teacher.num_bytes,
+            teacher.num_bytes,
         )
 
     def _build(self, model: Mapping[str, Any]) -> nn.Module:
@@ -335,7 +335,7 @@ def measure(cases: Sequence[Case], device: torch.device, rounds: int) -> None:
         for _ in range(2):
             case.run()
             case.model.zero_grad()
-        case.peak = case.weights + peak_of(case.run, device)
+        case.peak = case.weights() + peak_of(case.run, device)
         case.model.zero_grad()
     order = random.Random(0)
     for _ in track(range(rounds), 'rounds', **_PROGRESS):

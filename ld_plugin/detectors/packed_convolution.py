@@ -14,6 +14,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _DTYPES = torch.float32, torch.bfloat16  # fp16 has no packed kernel
 
@@ -22,19 +23,26 @@ class PackedConv2d(nn.Conv2d):
     """A convolution that is not trained, and keeps its weights reordered.
 
     The best layout may depend on the size of the input: each size that comes is asked once which
-    one it wants, and the weights are reordered if that is another one. They are never held twice.
-    On other devices than a processor this is an ordinary convolution, and so it is, from then on,
-    where a gradient goes through it.
+    one it wants. Where two of them disagree, the weights are plain again and stay so: from one
+    packed layout to another they would be reordered thirty times as slowly as from the plain one,
+    and a head asks for both in every pass over its levels. They are never held twice. On other
+    devices than a processor this is an ordinary convolution.
+
+    The gradient of its input is another convolution, of the output's gradient, which is made and
+    packed when it is first asked for. Where there is a stride or there are groups this is not so:
+    from then on it is an ordinary convolution.
 
     Attributes:
         packed: The reordered weights; while there are none, ``weight`` holds the plain ones.
-        sizes: Of inputs, for which they are in the best order.
+        sizes: Of inputs that want this order.
         stays_plain: Whether they are not to be reordered.
+        mirrored: What makes the input's gradient; None before one is asked for.
     """
 
     packed: Tensor | None
     sizes: set[torch.Size]
     stays_plain: bool
+    mirrored: 'PackedConv2d | None'
 
     @classmethod
     def convert(cls, conv: nn.Conv2d) -> None:
@@ -45,51 +53,99 @@ class PackedConv2d(nn.Conv2d):
             conv.register_buffer('packed', None, persistent=False)
             conv.sizes = set()
             conv.stays_plain = False
+            conv.mirrored = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._has_kernel_for(x):
             return super().forward(x)
-        return torch.ops.mkldnn._convolution_pointwise(*self._arguments(x), 'none', [], '')
+        return _WithInputGradient.apply(x, self) if _wants_gradient(x) else self.pointwise(x)
+
+    def pointwise(self, x: Tensor, function: str = 'none') -> Tensor:
+        """The kernel's convolution, which autograd does not see, and then ``function``."""
+        return torch.ops.mkldnn._convolution_pointwise(*self._arguments(x), function, [], '')
+
+    def input_gradient(self, upstream: Tensor) -> Tensor:
+        """Gradient of the input, from that of the output."""
+        if self.mirrored is None:
+            self.mirrored = self._mirror()
+        return self.mirrored.pointwise(upstream)
 
     def relu(self, x: Tensor) -> Tensor:
         """ReLU of the convolution."""
-        if not self._has_kernel_for(x):
-            return super().forward(x).relu_()
-        return torch.ops.mkldnn._convolution_pointwise(*self._arguments(x), 'relu', [], '')
+        if _wants_gradient(x) or not self._has_kernel_for(x):
+            return self(x).relu_()
+        return self.pointwise(x, 'relu')
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """ReLU of the convolution of ``x`` plus ``shortcut``, which may be overwritten."""
-        if not self._has_kernel_for(x):
-            return super().forward(x).add_(shortcut).relu_()
+        if _wants_gradient(x) or not self._has_kernel_for(x):
+            return self(x).add_(shortcut).relu_()
         shortcut = shortcut.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
         return torch.ops.mkldnn._convolution_pointwise_(
             shortcut, *self._arguments(x), 'add', 1.0, 'relu', [], ''
         )
 
     def _has_kernel_for(self, x: Tensor) -> bool:
-        # which has no gradient, and is for processors
+        # which is for processors
         if x.device.type != 'cpu':
             return False
-        if x.requires_grad and torch.is_grad_enabled():
-            self.unpack()
-            self.stays_plain = True
+        if _wants_gradient(x) and not self._can_mirror:
+            self._stay_plain()
             return False
         return True
+
+    def _stay_plain(self) -> None:
+        self.unpack()
+        self.stays_plain = True
+
+    @property
+    def _can_mirror(self) -> bool:
+        reach = zip(self.dilation, self.kernel_size, self.padding, strict=True)
+        inside = all(dilation * (size - 1) >= padding for dilation, size, padding in reach)
+        return self.stride == (1, 1) and self.groups == 1 and inside
+
+    def _mirror(self) -> 'PackedConv2d':
+        """Inputs and outputs change places, and the kernel is turned by half a turn."""
+        padding = [
+            dilation * (size - 1) - padding
+            for dilation, size, padding in zip(
+                self.dilation, self.kernel_size, self.padding, strict=True
+            )
+        ]
+        weight = self.weight if self.packed is None else self._plain_weight()
+        conv = nn.Conv2d(
+            self.out_channels,
+            self.in_channels,
+            self.kernel_size,
+            padding=tuple(padding),
+            dilation=self.dilation,
+            bias=False,
+            device='meta',  # its weights come next
+        )
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        conv.weight = nn.Parameter(turned, requires_grad=False)
+        self.convert(conv)
+        return conv
 
     def _arguments(self, x: Tensor) -> tuple[Any, ...]:
         """Input, weights, bias and geometry for the kernel."""
         x = x.to(self.weight.dtype)
-        if not (self.stays_plain or (self.packed is not None and x.shape in self.sizes)):
+        if not self.stays_plain and x.shape not in self.sizes:
             self._pack(x.shape)
         weight = self.weight if self.packed is None else self.packed
         return x, weight, self.bias, self.padding, self.stride, self.dilation, self.groups
 
     def unpack(self) -> None:
         """Hold plain weights again, as a move to another device needs."""
+        self.mirrored = None
         if self.packed is not None:
-            plain = self.packed.to_dense().to(self.weight.dtype)
+            plain = self._plain_weight()
             self.weight.data = plain.contiguous(memory_format=torch.channels_last)
             self.packed = None
+            self.sizes = set()
+
+    def _plain_weight(self) -> Tensor:
+        return self.packed.to_dense().to(self.weight.dtype)
 
     def _pack(self, input_size: torch.Size) -> None:
         held = self.packed
@@ -101,10 +157,12 @@ class PackedConv2d(nn.Conv2d):
             self.groups,
             input_size,
         )
-        if held is None or not torch.equal(_layout(packed), _layout(held)):
+        if held is None:
             self.packed = packed
-            self.sizes = set()
             self.weight.data = self.weight.new_empty(0)
+        elif not torch.equal(_layout(packed), _layout(held)):
+            self._stay_plain()
+            return
         self.sizes.add(input_size)
 
     # whoever copies, pickles or saves it gets plain weights
@@ -116,6 +174,24 @@ class PackedConv2d(nn.Conv2d):
     def _save_to_state_dict(self, *args: Any) -> None:
         self.unpack()
         super()._save_to_state_dict(*args)
+
+
+class _WithInputGradient(torch.autograd.Function):
+    """A convolution of whose operands only the input is learnt, so that it need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: PackedConv2d) -> Tensor:
+        ctx.conv, ctx.dtype = conv, x.dtype
+        return conv.pointwise(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.conv.input_gradient(upstream).to(ctx.dtype), None
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _has_kernel() -> bool:

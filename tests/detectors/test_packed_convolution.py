@@ -54,7 +54,7 @@ def test_equals_the_ordinary_convolution(geometry: dict, dtype: torch.dtype) -> 
 
 
 def pack(conv: PackedConv2d) -> None:
-    conv(image(8))
+    conv(image(8, conv.weight.dtype))
     assert conv.packed is not None
 
 
@@ -80,7 +80,7 @@ def test_sizes_that_want_the_same_layout_share_it() -> None:
     assert packed.sizes == {x.shape, image(8).shape}
 
 
-def test_sizes_that_want_other_layouts_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_stay_plain_where_sizes_want_other_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, packed = convolutions(GEOMETRIES[1])
     pack(packed)
     answers = itertools.count()  # never the same
@@ -88,12 +88,67 @@ def test_sizes_that_want_other_layouts_take_turns(monkeypatch: pytest.MonkeyPatc
     x = image(8)[:, :, :7]
     for y in (x, image(8), x):
         torch.testing.assert_close(packed(y), plain(y))
-        assert packed.sizes == {y.shape}
-    packed.unpack()
+        assert (
+            packed.packed is None
+        )  # reordering them in every pass would take longer than it saves
+    assert next(answers) == 2  # of the held layout and the other one, once
     assert torch.equal(packed.weight, plain.weight)
 
 
-def test_gradient_goes_through_plain_weights() -> None:
+MIRRORED = [
+    dict(in_channels=8, out_channels=5, kernel_size=3, padding=1),
+    dict(in_channels=8, out_channels=12, kernel_size=(3, 5), padding=(0, 3), dilation=(2, 1)),
+    GEOMETRIES[2],
+]
+PLAIN = [  # strides, groups, and padding beyond the kernel's reach
+    dict(in_channels=8, out_channels=8, kernel_size=3, stride=2, padding=1),
+    GEOMETRIES[1],
+    dict(in_channels=8, out_channels=5, kernel_size=1, padding=1),
+]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('geometry', MIRRORED + PLAIN)
+def test_gradient_of_the_input(geometry: dict, dtype: torch.dtype) -> None:
+    plain, packed = convolutions(geometry, dtype)
+    pack(packed)
+    for x in (image(8, dtype), image(8, dtype).contiguous(), image(8, dtype)[:1, :, :7]):
+        upstream = torch.randn_like(plain(x))
+        x.requires_grad_()
+        expected, found = (torch.autograd.grad(c(x), x, upstream)[0] for c in (plain, packed))
+        torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    torch.testing.assert_close(packed(image(8, dtype)), plain(image(8, dtype)))
+
+
+def test_gradient_in_another_precision_is_converted() -> None:
+    plain, packed = convolutions(MIRRORED[0], torch.bfloat16)
+    x = image(8).requires_grad_()
+    (found,) = torch.autograd.grad(packed(x).float().square().sum(), x)
+    (expected,) = torch.autograd.grad(plain(x.bfloat16()).float().square().sum(), x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, **TOLERANCE[torch.bfloat16])
+
+
+def test_gradient_through_packed_weights_keeps_no_input() -> None:
+    _, packed = convolutions(MIRRORED[0])
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        packed(image(8).requires_grad_())
+    assert not kept
+
+
+def test_what_makes_the_gradient_goes_with_the_packed_weights() -> None:
+    plain, packed = convolutions(MIRRORED[0])
+    x = image(8).requires_grad_()
+    packed(x).sum().backward()
+    assert packed.packed is not None and packed.mirrored.packed is not None
+    assert list(packed.state_dict()) == list(plain.state_dict())
+    assert packed.mirrored is None  # a move to another device finds plain weights alone
+    expected, found = (torch.autograd.grad(c(x).sum(), x)[0] for c in (plain, packed))
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradient_goes_through_plain_weights_where_there_are_groups() -> None:
     plain, packed = convolutions(GEOMETRIES[1])
     pack(packed)
     x = image(8).requires_grad_()
@@ -150,8 +205,9 @@ def test_relu_and_shortcut_in_the_same_pass(dtype: torch.dtype) -> None:
             )
 
 
-def test_relu_and_shortcut_have_a_gradient() -> None:
-    plain, packed = convolutions(GEOMETRIES[2])
+@pytest.mark.parametrize('geometry', [GEOMETRIES[1], GEOMETRIES[2]], ids=['plain', 'packed'])
+def test_relu_and_shortcut_have_a_gradient(geometry: dict) -> None:
+    plain, packed = convolutions(geometry)
     x = image(8).requires_grad_()
     shortcut = torch.randn_like(plain(x))
     found = packed.relu(x).sum() + packed.add_relu(x, shortcut).sum()
