@@ -62,6 +62,9 @@ def check_file(path: Path) -> Iterator[tuple[str, str]]:
     except KeyError as error:
         yield _line(path, '', f'FAIL: array {error} is missing'), 'FAIL'
         return
+    except Exception as error:  # which must not hide the files that follow
+        yield _line(path, '', f'FAIL: {type(error).__name__}: {error}'), 'FAIL'
+        return
     for name in case.unused:
         yield _line(path, name, 'not implemented'), 'not implemented'
 

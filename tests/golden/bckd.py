@@ -6,6 +6,8 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from ld_plugin.dense import get_reader
+from ld_plugin.dense.outputs import level_rows
 from ld_plugin.distillers import BoxDistiller, ClassificationDistiller, Distiller
 from ld_plugin.losses import BinaryKDLoss
 from ld_plugin.regions import EverywhereRegion, Region
@@ -38,7 +40,7 @@ def check_bckd(case: Case) -> Iterator[Row]:
 def _check_loss(case: Case) -> Iterator[Row]:
     student = case['nkd_pred'].requires_grad_()
     given = case['nkd_soft'], case['nkd_weight'], case['nkd_avg_factor']
-    for match in case.names(r'nkd_beta(\w+)_none'):
+    for match in case.names(r'nkd_beta([^_]+)_none'):
         loss = BinaryKDLoss(beta=float(match[1]))
         total = loss(student, *given)
         ours = {
@@ -63,8 +65,14 @@ def _intermediates(batch: HeadBatch, level: int) -> dict[str, Tensor]:
     """Of every prior of a level with positives, (N * n_l, ...); boxes in units of the stride."""
     student, teacher = batch.context.student, batch.context.teacher
     logits = [dense.level_class_logits(level).flatten(0, 1) for dense in (student, teacher)]
+    # the reference hands priors of the padding over as zeros
+    anchors, stride = batch.case[f'lvl{level}_anchors'].flatten(0, 1), batch.strides[level]
+    strides = torch.full_like(anchors[:, :1], stride)
     boxes = [
-        dense.level_boxes(level).flatten(0, 1) / batch.strides[level]
+        get_reader(batch.head).decode(
+            level_rows(dense.box_maps[level], 1).flatten(0, 1), anchors, strides
+        )
+        / stride
         for dense in (student, teacher)
     ]
     label_weights = batch.context.assignment.label_weights.split(student.num_level_priors, dim=1)

@@ -40,7 +40,7 @@ def _check_classes(case: Case) -> Iterator[Row]:
         case[f'kdqfl_{name}'] for name in ('target_logits', 'weight', 'avg_factor')
     )
     classes = logits.shape[1]  # our sum over the classes is their mean over rows and classes
-    for match in case.names(r'kdqfl_beta(\w+)_none'):
+    for match in case.names(r'kdqfl_beta([^_]+)_none'):
         beta = float(match[1])
         loss = BinaryKDLoss(beta, case['kdqfl_loss_weight'].item())
         total = loss(logits, target, weight, divisor)
@@ -57,7 +57,7 @@ def _check_classes(case: Case) -> Iterator[Row]:
 def _check_bins(case: Case) -> Iterator[Row]:
     logits = case['kl_pred'].requires_grad_()
     target, weight, divisor = (case[f'kl_{name}'] for name in ('soft', 'weight', 'avg_factor'))
-    for match in case.names(r'kl_T(\w+)_(sum|mean)_none'):
+    for match in case.names(r'kl_T([^_]+)_(sum|mean)_none'):
         loss = DistributionKLLoss(float(match[1]), case['kl_loss_weight'].item(), match[2])
         total = loss(logits, target, weight, divisor)
         ours = {

@@ -28,6 +28,7 @@ from ld_plugin.regions.geometry import atss_thresholds, fine_grained_region, ove
 from .case import Case, Row
 from .ld import OnLevel
 
+RATIOS = [1.0, 0.5, 2.0]  # of the anchors of a cell
 WRONG_CELLS = 'not comparable: the published cells are not those of the selected priors'
 
 
@@ -210,10 +211,17 @@ class RotatedBatch:
     def _check_recipe(self) -> Iterator[Row]:
         """The recipe as configs import it."""
         spec = self.context.student.spec
-        distillers = build_distillers(rotated_ld_gwd, spec, spec)
-        for name, distiller in distillers.items():
-            expected = self.case[f'out_loss_{name}'].sum()
-            yield Row(f'out_loss_{name} (recipe)', distiller(self.context).detach(), expected)
+        for name, cfg in rotated_ld_gwd.items():
+            row, loss = f'out_loss_{name} (recipe)', cfg['loss']
+            settings = [self.case[f'const_{n}_{name}'].item() for n in ('T', 'weight')]
+            if settings != [loss['temperature'], loss['loss_weight']]:
+                yield Row(row, reason='not comparable: the file has other settings than the recipe')
+            elif name == 'kd' and spec.num_classes == 1:
+                yield Row(row, reason='not comparable: ours refuses a softmax over one class')
+            else:
+                distiller = build_distillers({name: cfg}, spec, spec)[name]
+                expected = self.case[f'out_loss_{name}'].sum()
+                yield Row(row, distiller(self.context).detach(), expected)
 
 
 def make_head(case: Case, num_classes: int) -> nn.Module:
@@ -228,8 +236,8 @@ def make_head(case: Case, num_classes: int) -> nn.Module:
         anchor_generator=dict(
             type='FakeRotatedAnchorGenerator',
             octave_base_scale=4,
-            scales_per_octave=3,
-            ratios=[1.0, 0.5, 2.0],
+            scales_per_octave=int(case['const_num_anchors']) // len(RATIOS),
+            ratios=RATIOS,
             strides=case['strides'].tolist(),
         ),
         bbox_coder=dict(type='DeltaXYWHTRBBoxCoder', angle_version='oc'),

@@ -14,7 +14,11 @@ class BCKD(LDHead):
     """Maker of a bckd file; without gradients of the box loss."""
 
     def arrays(self) -> Arrays:
+        self.intermediates: list[Arrays] = []
         rng, arrays = self.rng, super().arrays()
+        for level, values in enumerate(self.intermediates):
+            if (arrays[f'lvl{level}_labels'] < self.classes).any():
+                arrays |= {f'lvl{level}_dbg_{n}': np.float32(v) for n, v in values.items()}
         arrays['num_total_samples'] = np.float32(self.samples)
         student, teacher = noise(rng, 9, 3, scale=3), noise(rng, 9, 3, scale=3)
         weight = np.float32(rng.uniform(0, 2, 9))
@@ -24,7 +28,7 @@ class BCKD(LDHead):
             'nkd_weight': weight,
             'nkd_avg_factor': np.float32(4),
         }
-        for beta in (1, 3):
+        for beta in (1, 1.5, 3):
             rows = brute_force.binary_kl(student, teacher, beta).sum(1)
             slope = brute_force.binary_kl_gradient(student, teacher, beta)
             arrays |= {
@@ -54,8 +58,19 @@ class BCKD(LDHead):
             for n in ('bbox_pred', 'soft_target')
         ]
         giou = np.array([brute_force.generalized_iou(*pair) for pair in zip(*boxes, strict=True)])
-        each = weights * differences.max(-1) * (1 - giou.reshape(weights.shape))
-        kd = weights * brute_force.binary_kl(*logits, 1).sum(-1)
+        box_weight = weights * differences.max(-1)
+        each = box_weight * (1 - giou.reshape(weights.shape))
+        kd_none = brute_force.binary_kl(*logits, 1).sum(-1)
+        kd = weights * kd_none
+        self.intermediates.append(
+            {
+                'student_box': boxes[0],
+                'teacher_box': boxes[1],
+                'giou': giou,
+                'box_weight': box_weight.ravel(),
+                'kd_none': kd_none.ravel(),
+            }
+        )
         gradient = weights[..., None] * brute_force.binary_kl_gradient(*logits, 1)
         return dict(
             out=dict(loss_kd=scale * kd.sum(), loss_score_kd=4 * scale * each.sum()),

@@ -46,7 +46,7 @@ def _classes(rng: np.random.Generator) -> Arrays:
         'avg_factor': divisor,
         'loss_weight': factor,
     }
-    for beta in (1, 2, 3):
+    for beta in (1, 1.5, 3):
         each = factor * brute_force.binary_kl(logits, target, beta)
         slope = factor * brute_force.binary_kl_gradient(logits, target, beta)
         weighted = each * weight[:, None]

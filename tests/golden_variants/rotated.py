@@ -23,7 +23,9 @@ def rotated_ld(seed: int = 0) -> Arrays:
         arrays |= {f'region{image}_{name}': value for name, value in region.items()}
     # of several images the last has no objects, and all others are padded
     objects = ((3, 0), (1, 2, 0), (2,))[seed % 3]
-    return arrays | RotatedHead(rng, objects, reg_max=4 + seed % 4).arrays()
+    classes, factor = ((1, 1), (4, 1), (3, 1.5))[seed % 3]
+    constants = {name: factor * value for name, value in CONSTANTS.items()}
+    return arrays | RotatedHead(rng, objects, 4 + seed % 4, classes, constants).arrays()
 
 
 def _region(
@@ -89,13 +91,21 @@ def rotated_anchors(
 
 
 class RotatedHead:
-    """Of three levels and 4 classes."""
+    """Of three levels."""
 
-    classes, channels = 4, 3
+    channels = 3
     height, width = 36, 52
 
-    def __init__(self, rng: np.random.Generator, objects: Sequence[int], reg_max: int) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        objects: Sequence[int],
+        reg_max: int,
+        classes: int,
+        constants: dict[str, float],
+    ) -> None:
         self.rng, self.images, self.bins = rng, len(objects), reg_max + 1
+        self.classes, self.constants = classes, constants
         self.values = np.stack([np.linspace(*ends, self.bins) for ends in RANGES])
         self.priors, self.sizes = rotated_anchors(self.height, self.width, STRIDES)
         self.counts = [ANCHORS * h * w for h, w in self.sizes]
@@ -130,7 +140,7 @@ class RotatedHead:
         return arrays
 
     def _settings(self, samples: int) -> Arrays:
-        constants = CONSTANTS | {'reg_max': self.bins - 1, 'num_anchors': ANCHORS}
+        constants = self.constants | {'reg_max': self.bins - 1, 'num_anchors': ANCHORS}
         return {
             'image_hw': np.array([self.height, self.width]),
             'pad_hw': np.array(self.pads),
@@ -223,8 +233,8 @@ class RotatedHead:
         for name, pair in pairs.items():
             parts = DELTAS if name == 'ld' else 1
             rows = [maps[n].reshape(*region.shape, parts, -1) for n in pair]
-            temperature = CONSTANTS[f'T_{name}']
-            weight = CONSTANTS[f'weight_{name}'] * region / self._number(values)
+            temperature = self.constants[f'T_{name}']
+            weight = self.constants[f'weight_{name}'] * region / self._number(values)
             each = brute_force.kl(*rows, temperature).sum(-1)
             slope = brute_force.kl_gradient(*rows, temperature)
             found[f'loss_{name}'] = (weight * each).sum()
