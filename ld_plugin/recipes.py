@@ -85,8 +85,8 @@ ld_point = dict(
 """The full recipe as published for ATSS and FCOS; their heads need distributions.
 
 The published implementation multiplies the region's loss of weight 0.25 by 0.15 to 0.25; here it is
-0.25. Points have square priors of eight strides here, so FCOS has a region of its own instead of
-all negatives.
+0.25. Points have square priors of eight strides here (four in rotated heads), so FCOS has a region
+of its own instead of all negatives.
 """
 
 

@@ -11,6 +11,7 @@ The first two fail with a line `STEP MODULE: REASON` for what does not work, whe
 of the set-up that provides it.
 """
 
+import argparse
 import hashlib
 import importlib
 import importlib.metadata
@@ -116,4 +117,9 @@ def ops() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit({'quick': quick, 'full': full, 'ops': ops}[sys.argv[1]]())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    checks = {'quick': quick, 'full': full, 'ops': ops}
+    parser.add_argument('check', choices=checks)
+    sys.exit(checks[parser.parse_args().check]())

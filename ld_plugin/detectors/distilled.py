@@ -130,7 +130,9 @@ class DistilledDetector:
             batch_data_samples: Ground truth and meta information of every image.
 
         Raises:
-            ConfigError: A distiller's loss has the name of a stock one.
+            ConfigError: A distiller's loss has the name of a stock one, or what only data show does
+                not fit: class names, sizes of levels.
+            NonFiniteTeacherError: The teacher's output cannot be learned from.
         """
         losses, context = self.observe(batch_inputs, batch_data_samples)
         self._check_loss_names(
@@ -150,6 +152,10 @@ class DistilledDetector:
         Args:
             batch_inputs: (N, 3, H, W), normalised and padded.
             batch_data_samples: Ground truth and meta information of every image.
+
+        Raises:
+            ConfigError: What only data show does not fit: class names, sizes of levels.
+            NonFiniteTeacherError: The teacher's output cannot be learned from.
         """
         losses, context, _ = self._observe_dense(batch_inputs, batch_data_samples)
         return losses, context

@@ -25,12 +25,12 @@ class PackedConv2d(nn.Conv2d):
     The best layout may depend on the size of the input: each size that comes is asked once which
     one it wants. Where two of them disagree, the weights are plain again and stay so: from one
     packed layout to another they would be reordered thirty times as slowly as from the plain one,
-    and a head asks for both in every pass over its levels. They are never held twice. On other
-    devices than a processor this is an ordinary convolution.
+    and a head asks for both in every pass over its levels. On other devices than a processor this
+    is an ordinary convolution.
 
-    The gradient of its input is another convolution, of the output's gradient, which is made and
-    packed when it is first asked for. Where there is a stride or there are groups this is not so:
-    from then on it is an ordinary convolution.
+    The gradient of its input is another convolution, of the output's gradient. It is made and
+    packed when it is first asked for, and holds the weights a second time. Where there is a stride
+    or there are groups this is not so: from then on it is an ordinary convolution.
 
     Attributes:
         packed: The reordered weights; while there are none, ``weight`` holds the plain ones.

@@ -125,8 +125,12 @@ class Distiller(nn.Module, ABC):
             'Positions correspond level by level; choose a teacher with the same strides, and a '
             'power of two for model.teacher.image_scale.',
         )
-        if reads == {'features'}:
-            return
+        if reads != {'features'}:
+            self._check_predictions(student, teacher, key)
+
+    def _check_predictions(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
+        """Check that what both predict at a prior corresponds; see :meth:`prepare`."""
+        reads = self.reads_of_teacher
         check_equal(
             key,
             'kinds of boxes',
@@ -162,39 +166,7 @@ class Distiller(nn.Module, ABC):
                 "Set angle_version to the teacher's wherever the student's config has it.",
             )
         if 'distributions' in reads:
-            check_equal(
-                key,
-                'bins per box side (bbox_head.reg_max + 1)',
-                student.num_bins,
-                teacher.num_bins,
-                "Set model.bbox_head.reg_max to the teacher's.",
-            )
-            check_equal(
-                key,
-                'first and last bins (bbox_head.delta_range, bbox_head.angle_range)',
-                student.bin_ranges,
-                teacher.bin_ranges,
-                "Set model.bbox_head's ranges to the teacher's.",
-            )
-            check_equal(
-                key,
-                'codings of the offsets (bbox_head.bbox_coder, '
-                'bbox_head.anchor_generator.angle_version)',
-                student.offset_coding,
-                teacher.offset_coding,
-                "The same bins mean other boxes. Set model.bbox_head.bbox_coder and the anchors' "
-                "angle_version to the teacher's; boxes (BoxDistiller) can be distilled "
-                'nevertheless.',
-            )
-            check_equal(
-                key,
-                "places of the priors' centres in their cells (center_offset of anchors, offset of "
-                'points)',
-                student.centre_offset,
-                teacher.centre_offset,
-                "The sides' distances count from there. Choose a teacher whose head has the "
-                "student's; its class scores and boxes can be distilled nevertheless.",
-            )
+            _check_distributions(key, student, teacher)
 
     def check_several_classes(self, num_classes: int, of: str, key: str) -> None:
         """Check that there are classes to compare with one another, if the loss does.
@@ -216,6 +188,40 @@ class Distiller(nn.Module, ABC):
                 f"the class's own score. Set loss={self.loss_of_scores}, or leave this distiller "
                 f'out ({key}=None).'
             )
+
+
+def _check_distributions(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
+    """The same bin must mean the same box."""
+    check_equal(
+        key,
+        'bins per box side (bbox_head.reg_max + 1)',
+        student.num_bins,
+        teacher.num_bins,
+        "Set model.bbox_head.reg_max to the teacher's.",
+    )
+    check_equal(
+        key,
+        'first and last bins (bbox_head.delta_range, bbox_head.angle_range)',
+        student.bin_ranges,
+        teacher.bin_ranges,
+        "Set model.bbox_head's ranges to the teacher's.",
+    )
+    check_equal(
+        key,
+        'codings of the offsets (bbox_head.bbox_coder, bbox_head.anchor_generator.angle_version)',
+        student.offset_coding,
+        teacher.offset_coding,
+        "The same bins mean other boxes. Set model.bbox_head.bbox_coder and the anchors' "
+        "angle_version to the teacher's; boxes (BoxDistiller) can be distilled nevertheless.",
+    )
+    check_equal(
+        key,
+        "places of the priors' centres in their cells (center_offset of anchors, offset of points)",
+        student.centre_offset,
+        teacher.centre_offset,
+        "The sides' distances count from there. Choose a teacher whose head has the student's; its "
+        'class scores and boxes can be distilled nevertheless.',
+    )
 
 
 def _check_background(key: str, student: HeadSpec, teacher: HeadSpec) -> None:
@@ -257,6 +263,11 @@ def build_distillers(
 
     A config that inherits distillers takes one of them out with None in its place. Equal region
     configs give one object, so that a region is computed once per batch.
+
+    Args:
+        cfg: By key, the config of a distiller, or None.
+        student: What the student's head predicts.
+        teacher: What the teacher's head predicts.
 
     Raises:
         ConfigError: An unknown name, a bad value, or heads that do not fit.

@@ -35,8 +35,9 @@ class BoxDistiller(Distiller):
     .. math:: \frac{1}{n} \sum_{i \in \text{region}} v_i \, \ell(b_{S,i}, b_{T,i}),
               \quad v_i = w_i \max_c |s_{T,ic} - s_{S,ic}|
 
-    with the boxes b, the label weights w, the sigmoid scores s and the number n of positives; v
-    carries no gradient. Boxes are compared decoded, so the head needs no distributions.
+    with the boxes b, the label weights w, the sigmoid scores s and the number n of positives, one
+    at least for each image; v carries no gradient. Boxes are compared decoded, so the head needs no
+    distributions.
 
     ``dict(type='BoxDistiller', region=dict(type='EverywhereRegion'),
     loss=dict(type='BoxLoss', loss_weight=4))``

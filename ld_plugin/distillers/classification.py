@@ -39,7 +39,8 @@ class ClassificationDistiller(Distiller):
         loss: How; default KL divergence at temperature 2, weight 10.
         schedule: A factor over training.
         normalizer: What the sum over the region is divided by: ``'level_positions'``, on each level
-            the region's positions there, or ``'positives'``, all positives of the batch.
+            the region's positions there, or ``'positives'``, all positives of the batch, one at
+            least for each image.
         weights: How much a position counts: ``'labels'``, its label weight, or ``'region'``, for
             regions that weight their priors.
 

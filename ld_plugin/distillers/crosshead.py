@@ -40,9 +40,10 @@ class CrossHeadDistiller(Distiller):
     .. math:: \frac{1}{n} \sum_i w_i \, \ell_{cls}(\hat z_i, z_{T,i}) +
               \frac{1}{\sum_i r_i} \sum_i r_i \, \ell_{box}(\hat b_i, b_{T,i})
 
-    over all priors, with the label weights w, the number n of positives, and the teacher's highest
-    score r, which is 0 where w is. The loss of a prior's box distributions is the mean over its
-    sides. The mean and the deviation are those of the batch on this process, level by level.
+    over all priors, with the label weights w, the number n of positives, one at least for each
+    image, and the teacher's highest score r, which is 0 where w is. The loss of a prior's box
+    distributions is the mean over its sides. The mean and the deviation are those of the batch on
+    this process, level by level.
 
     ``dict(type='CrossHeadDistiller', layer=3)``
 

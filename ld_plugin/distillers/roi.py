@@ -92,7 +92,8 @@ class RoIClassificationDistiller(ProposalDistiller):
     loss=dict(type='DistributionKLLoss', temperature=1, loss_weight=1, class_reduction='sum'))``
 
     Args:
-        loss: How the softmax over classes and background is compared; default KL divergence.
+        loss: How the softmax over classes and background is compared; default KL divergence at
+            temperature 1, weight 1, summed over them.
         schedule: A factor over training.
     """
 

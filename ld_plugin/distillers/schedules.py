@@ -13,7 +13,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self) -> float:
-        """The factor now."""
+        """The factor now.
+
+        Raises:
+            RuntimeError: It depends on the progress of a training, and no runner is training.
+        """
 
 
 @SCHEDULES.register_module()

@@ -168,6 +168,14 @@ class DistributionRetinaHead(DistributionAnchorMixin, RetinaHead):
             type='DistributionRetinaHead',
             reg_max=16,
             loss_bbox=dict(type='GIoULoss', loss_weight=2.0, _delete_=True))
+
+    Args:
+        reg_max: The largest distance in strides; there are reg_max + 1 bins.
+        loss_bbox: On boxes in pixels: one of the IoU losses; default GIoU, weight 2.
+        args, kwargs: Of the stock head.
+
+    Raises:
+        ConfigError: ``reg_max`` is below 1, or ``loss_bbox`` compares coordinates.
     """
 
     regression_layer = 'retina_reg'
@@ -182,6 +190,14 @@ class DistributionATSSHead(DistributionAnchorMixin, ATSSHead):
     Over a stock config::
 
         bbox_head=dict(type='DistributionATSSHead', reg_max=16)
+
+    Args:
+        reg_max: The largest distance in strides; there are reg_max + 1 bins.
+        loss_bbox: On boxes in pixels: one of the IoU losses; default GIoU, weight 2.
+        args, kwargs: Of the stock head.
+
+    Raises:
+        ConfigError: ``reg_max`` is below 1, or ``loss_bbox`` compares coordinates.
     """
 
     regression_layer = 'atss_reg'
@@ -196,6 +212,14 @@ class DistributionFCOSHead(DistributionPointMixin, FCOSHead):
     Over a stock config, with or without ``norm_on_bbox``::
 
         bbox_head=dict(type='DistributionFCOSHead', reg_max=16)
+
+    Args:
+        reg_max: The largest distance in strides; there are reg_max + 1 bins.
+        loss_bbox: On boxes in pixels: one of the IoU losses; default GIoU, weight 2.
+        args, kwargs: Of the stock head.
+
+    Raises:
+        ConfigError: ``reg_max`` is below 1, or ``loss_bbox`` compares coordinates.
     """
 
     regression_layer = 'conv_reg'

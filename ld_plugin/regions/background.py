@@ -11,7 +11,8 @@ from .inside_gt import InsideGTRegion
 class BackgroundRegion(InsideGTRegion):
     """Priors of the image (not of its padding) whose centre lies in no ground-truth box.
 
-    ``dict(type='BackgroundRegion')``; with :class:`InsideGTRegion` it makes decoupled imitation.
+    ``dict(type='BackgroundRegion')``; with :class:`InsideGTRegion` it makes decoupled imitation
+    (Guo et al., CVPR 2021).
     """
 
     whole_levels = True

@@ -13,7 +13,8 @@ from .geometry import inside_gt_region
 class InsideGTRegion(Region):
     """Priors whose centre lies strictly inside any ground-truth box, on every level.
 
-    ``dict(type='InsideGTRegion')``.
+    The region of feature imitation that the published localization distillation (Zheng et al.,
+    TPAMI 2023) compares with: ``dict(type='InsideGTRegion')``.
     """
 
     def weights(self, context: DistillationContext) -> Tensor:

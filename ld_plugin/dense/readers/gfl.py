@@ -12,9 +12,12 @@ from ..recorder import HeadRecorder
 from .base import ASSIGNER_METHODS, DenseReader, register_reader
 
 
-@register_reader('GFLHead')
+@register_reader('GFLHead', 'GFLV2Head')
 class GFLReader(DenseReader):
-    """Reads ``GFLHead`` (Li et al., NeurIPS 2020): bins count strides from the anchor's centre."""
+    """Reads ``GFLHead`` (Li et al., NeurIPS 2020) and that of GFL v2 (Li et al., CVPR 2021).
+
+    Bins count strides from the anchor's centre.
+    """
 
     has_distributions: ClassVar[bool] = True
     recorded_methods: ClassVar[tuple[str, ...]] = ASSIGNER_METHODS
