@@ -92,7 +92,7 @@ class DistillationContext:
     @cached_property
     def mean_num_images(self) -> Tensor:
         """Images per GPU in this batch, averaged over the GPUs; a scalar."""
-        return reduce_mean(torch.tensor(float(self.student.num_images), device=self.device))
+        return reduce_mean(torch.full((), float(self.student.num_images), device=self.device))
 
     @cached_property
     def mean_num_positives(self) -> Tensor:

@@ -119,8 +119,8 @@ class DenseOutputs:
             teacher whose class logits nobody reads.
         box_maps: Per level, the regression branch (N, A * D, H, W); D is E * B where the head
             predicts distributions. Of a teacher they are decoded boxes (D is E, and ``decoder``
-            leaves them as they are) where nobody reads its distributions, and empty where nobody
-            reads its boxes.
+            leaves them as they are) where D would be more and nobody reads its distributions, and
+            empty where nobody reads its boxes.
         features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.
         priors: (P, E), pixels of the network's input.
         decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)

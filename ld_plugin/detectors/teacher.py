@@ -233,6 +233,9 @@ class FrozenTeacher:
                 if isinstance(module, PackedConv2d):
                     module.unpack()
             self._model.to(device)
+            generator = getattr(self._reader.head, 'prior_generator', None)
+            if hasattr(generator, 'base_anchors'):  # which would be copied there in every step
+                generator.base_anchors = [anchors.to(device) for anchors in generator.base_anchors]
         return self
 
     def match_inputs(self, student_preprocessor: nn.Module) -> None:
@@ -378,6 +381,8 @@ class FrozenTeacher:
             return outputs
         if 'boxes' not in self.reads:
             return replace(outputs, box_maps=())
+        if outputs.box_maps[0].shape[1] == outputs.spec.num_base_priors[0] * outputs.spec.box_dim:
+            return outputs  # boxes would take as much
         with torch.autocast(self.device.type, enabled=False):
             return outputs.with_decoded_boxes()
 

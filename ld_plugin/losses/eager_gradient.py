@@ -35,8 +35,9 @@ def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int
 def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) -> int:
     """In how many pieces along dimension 1 to look at a level.
 
-    Temporaries of half a million numbers are two megabytes, and keep a GPU busy. The logits of nine
-    anchors and eighty classes are many times as many.
+    Temporaries of half a million numbers, two megabytes, are what a processor's caches hold; a GPU
+    takes sixteen times as many, below which it would wait for its host between the pieces. The
+    logits of nine anchors and eighty classes are many times as many.
 
     Args:
         level: Such as logits (N, A, H, W, C), or features (N, H, W, F) or (N, F, H, W).
@@ -46,7 +47,8 @@ def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) ->
     """
     if loss is not None and takes_rows_together(loss):
         return 1
-    return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / 2**19))
+    size = 2**23 if level.is_cuda else 2**19
+    return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / size))
 
 
 def takes_rows_together(loss: nn.Module) -> bool:
@@ -74,10 +76,15 @@ class _EagerGradient(torch.autograd.Function):
             None,
             None,
             *(
-                (next(saved) * upstream).to(dtype) if wanted else None
+                _product(next(saved), upstream, dtype) if wanted else None
                 for wanted, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
             ),
         )
+
+
+def _product(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """``gradient * upstream`` in ``dtype``, without a copy in a wider one."""
+    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _value_and_gradients(

@@ -244,6 +244,8 @@ def test_teacher_moves_with_the_student() -> None:
     model = build(tiny_distilled())
     assert model.teacher.device == torch.device('cpu')
     assert model.to('meta').teacher.device == torch.device('meta')
+    anchors = model.teacher._reader.head.prior_generator.base_anchors
+    assert {level.device for level in anchors} == {torch.device('meta')}  # not copied in every step
 
 
 def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
@@ -418,6 +420,20 @@ def test_boxes_are_kept_as_far_as_they_are_read(distillers: dict, width: int | N
     widths = {level.shape[1] for level in context.teacher.box_maps}
     assert widths == (set() if width is None else {width})
     assert bool(context.teacher.class_maps) == ('class_logits' in model.teacher.reads)
+
+
+@pytest.mark.parametrize(
+    ('family', 'decoded'), [('retinanet', False), ('distribution_retinanet', True)]
+)
+def test_boxes_are_decoded_early_where_that_takes_less_memory(family: str, decoded: bool) -> None:
+    teacher = dict(config=dict(model=tiny(family)), checkpoint=None)
+    model = build(tiny_distilled(teacher, bckd, tiny(family)))
+    prepared = model.data_preprocessor(batch(), training=True)
+    _, context = model.observe(prepared['inputs'], prepared['data_samples'])
+    level, rows = context.teacher.box_maps[0], torch.zeros(1, 4)
+    found = context.teacher.decoder(rows, torch.ones(1, 4), torch.ones(1, 1))
+    assert level.shape[1] == 4 * context.teacher.spec.num_base_priors[0]
+    assert torch.equal(found, rows) == decoded
 
 
 def test_quality_logits_are_checked() -> None:

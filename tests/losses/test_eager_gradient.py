@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin.losses import (
     DecoupledLoss,
@@ -125,3 +126,15 @@ def test_large_levels_are_looked_at_in_pieces():
     assert pieces_of(torch.empty(2, 9, 10, 10, 80, device='meta')) == 1
     assert pieces_of(torch.empty(64, 1, 100, 167, 80, device='meta')) == 1
     assert pieces_of(torch.empty(2, 9, 10, 10, 80, device='meta'), numbers=2**21) == 4
+    with FakeTensorMode():  # a GPU would wait for its host between small ones
+        assert pieces_of(torch.empty(2, 9, 100, 167, 80, device='cuda')) == 3
+        assert pieces_of(torch.empty(2, 100, 167, 256, device='cuda')) == 2
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_of_half_precision_are_multiplied_in_float32(dtype: torch.dtype):
+    # the gradient of a mean is too small for half precision before a scaler multiplies it
+    x = torch.full((4,), 2.0, dtype=dtype, requires_grad=True)
+    (eager_gradient(lambda x: x.square().sum() * 2**-30, x) * 2.0**26).backward()
+    assert x.grad.dtype == dtype
+    assert x.grad.tolist() == [0.25] * 4
