@@ -20,7 +20,8 @@ class HeadRecorder:
         head: The student's head.
         methods: Names of the methods whose calls are wanted; ``'sampler.sample'`` is one of the
             head's sampler.
-        watched: By a name, modules inside the head whose inputs are wanted.
+        watched: By a name, modules inside the head whose inputs are wanted. Activations that
+            overwrite theirs (``inplace``) do not while they are watched.
 
     Attributes:
         inputs: The feature levels that the head was called with, each (N, F, H, W).
@@ -28,8 +29,7 @@ class HeadRecorder:
         returned: Per method, the list of its return values.
         arguments: Per method, the list of its calls' arguments by name. Heads change some of them
             in place, lists of anchors for example.
-        entered: By the watched modules' name, copies of what entered them, in the order of calls. A
-            copy, because most activations overwrite their input.
+        entered: By the watched modules' name, what entered them, in the order of calls.
     """
 
     def __init__(
@@ -50,8 +50,11 @@ class HeadRecorder:
     def __enter__(self) -> 'HeadRecorder':
         self._hooks = [self.head.register_forward_hook(self._record_forward)]
         for name, modules in self.watched.items():
-            hook = self._copy_input(name)
+            hook = self._record_input(name)
             self._hooks += [module.register_forward_pre_hook(hook) for module in modules]
+        self._overwriting = {m for ms in self.watched.values() for m in ms if _overwrites(m)}
+        for module in self._overwriting:
+            module.inplace = False
         for name in self.methods:
             owner, method = self._locate(name)
             setattr(owner, method, self._wrap(name, owner, method))
@@ -65,6 +68,8 @@ class HeadRecorder:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        for module in self._overwriting:
+            module.inplace = True
         for name in self.methods:
             delattr(*self._locate(name))  # uncovers the class's own method again
 
@@ -75,11 +80,11 @@ class HeadRecorder:
     def _record_forward(self, head: nn.Module, args: tuple, outs: tuple) -> None:
         self.inputs, self.outs = args[0], outs
 
-    def _copy_input(self, name: Hashable) -> Any:
-        def copy(module: nn.Module, args: tuple) -> None:
-            self.entered[name].append(args[0].clone())
+    def _record_input(self, name: Hashable) -> Any:
+        def record(module: nn.Module, args: tuple) -> None:
+            self.entered[name].append(args[0])
 
-        return copy
+        return record
 
     def _wrap(self, name: str, owner: Any, method: str) -> Any:
         call = getattr(owner, method)
@@ -92,3 +97,8 @@ class HeadRecorder:
             return result
 
         return recorded
+
+
+def _overwrites(module: nn.Module) -> bool:
+    """Whether it is an activation that writes its output where its input is."""
+    return getattr(module, 'inplace', False)

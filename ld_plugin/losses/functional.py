@@ -174,8 +174,9 @@ class _Standardized(torch.autograd.Function):
         # how far the divisor follows a row's distance from the centre
         slope = (max(rows.shape[:-1].numel() - 1, 1) * own * divisor).reciprocal()
         ctx.save_for_backward(rows, centre, factor, slope.where(own > 0, 0))
-        result = centred.mul_(factor)
-        return result if mean is None else result.add_(mean)
+        if mean is None:
+            return centred.mul_(factor)
+        return torch.addcmul(mean, centred, factor, out=centred)
 
     @staticmethod
     @once_differentiable

@@ -76,13 +76,23 @@ def test_an_error_leaves_the_head_as_it_was() -> None:
     assert all(a is b for a, b in zip(before, head.modules(), strict=True))
 
 
-def test_features_are_those_before_the_activation_overwrites_them() -> None:
+def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
+    head = build_head('retinanet', stacked_convs=DEPTH)
+    watched = get_reader(head).watched([1])
+    with pytest.raises(RuntimeError), HeadRecorder(head, watched=watched):
+        head([torch.zeros(1, 5, 4, 4)] * 5)
+    assert head.cls_convs[0].activate.inplace and head.reg_convs[0].activate.inplace
+
+
+def test_features_are_those_before_the_activation() -> None:
     head = build_head('retinanet', stacked_convs=DEPTH)
     head.double()
     inputs = [level.double() for level in random_features(head)]
+    expected = head([level.clone() for level in inputs])
     reader = get_reader(head)
     with HeadRecorder(head, watched=reader.watched([1])) as record:
-        head(inputs)
+        assert_equal(head(inputs), expected)
+    assert head.cls_convs[0].activate.inplace and head.reg_convs[0].activate.inplace
     features = reader.head_features(record, [1])[1]
     for branch, convolutions in zip(features, (head.cls_convs, head.reg_convs), strict=True):
         for level, x in zip(branch, inputs, strict=True):
