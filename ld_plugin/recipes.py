@@ -205,3 +205,6 @@ The weight is that of the CrossKD authors' comparison.
 
 crosskd = dict(crosskd=dict(type='CrossHeadDistiller', layer=3))
 """Cross-head distillation of classes and boxes (CrossKD; Wang et al., CVPR 2024)."""
+
+# a config that imports all of this module would otherwise hold functions, and could not be written
+del _imitation, _rotated_ld

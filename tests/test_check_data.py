@@ -272,6 +272,10 @@ def test_errors_of_coco_files(tmp_path: Path, change: Callable, message: str) ->
             lambda c: (c['categories'].pop(), c['annotations'].pop()),
             "a.json: warning: has no category 'small-vehicle', which the data set has",
         ),
+        (
+            lambda c: c.pop('annotations'),
+            "a.json: warning: has no 'annotations', as COCO's own test",
+        ),
     ],
 )
 def test_warnings_of_coco_files(tmp_path: Path, change: Callable, message: str) -> None:

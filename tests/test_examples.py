@@ -140,13 +140,14 @@ def test_own_head_is_refused_localization_distillation() -> None:
         build(linear_model(dict(ld=dict(type='LocalizationDistiller'))))
 
 
-def test_pure_python_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('imported', ['ld_full', '*'])
+def test_pure_python_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported: str) -> None:
     """The README's own, over a tiny detector; what the runner writes of it can be built too."""
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     (config,) = (block for block in blocks if 'read_base' in block)
     stock = f'from mmdet.models import GFL\nmodel = {tiny_gfl().to_dict()}\n'
     monkeypatch.chdir(tmp_path)
-    Path('student.py').write_text(config)
+    Path('student.py').write_text(config.replace('import ld_full', f'import {imported}'))
     for name in ('gfl_r50_fpn_1x_coco.py', 'gfl_r101_fpn_2x_coco.py'):
         Path(name).write_text(f'{stock}model.update(type=GFL)\n')
     torch.save(dict(state_dict=build(tiny_gfl(), 7).state_dict()), 'gfl_r101_fpn_2x_coco.pth')

@@ -176,25 +176,32 @@ class ClassMatch:
         student: Sequence[str] | int,
         teacher: Sequence[str] | int,
     ) -> 'ClassMatch':
-        """Pair classes as the user says.
+        """Pair classes as the user says, and by equal name those that he says nothing of.
 
         Args:
-            class_map: The student's class to the teacher's, each a name or an index.
+            class_map: The student's class to the teacher's, each a name or an index; None in place
+                of the teacher's leaves a class without a partner.
             student: The student's class names, or their number where names are not known.
             teacher: Likewise the teacher's.
 
         Raises:
             ConfigError: A name or an index that does not exist, or a student's class twice.
         """
-        pairs = sorted(
-            (_class_index(mine, student, "student's"), _class_index(other, teacher, "teacher's"))
+        said = {
+            _class_index(mine, student, "student's"): (
+                None if other is None else _class_index(other, teacher, "teacher's")
+            )
             for mine, other in class_map.items()
-        )
-        if len(dict(pairs)) < len(pairs):
+        }
+        if len(said) < len(class_map):
             raise ConfigError(
                 f'model.teacher.class_map: found {dict(class_map)}, which has a class of the '
                 "student's twice, by name and by index. Expected it once."
             )
+        if not isinstance(student, int) and not isinstance(teacher, int):
+            by_name = cls.by_name(student, teacher)
+            said = dict(zip(by_name.student, by_name.teacher, strict=True)) | said
+        pairs = sorted((mine, other) for mine, other in said.items() if other is not None)
         counts = (n if isinstance(n, int) else len(n) for n in (student, teacher))
         return cls(tuple(s for s, _ in pairs), tuple(t for _, t in pairs), *counts)
 
@@ -296,6 +303,9 @@ def _kept_gts(assignment: Assignment, kept: Tensor) -> list[Tensor] | None:
 def _class_index(name: ClassName, classes: Sequence[str] | int, whose: str) -> int:
     key = 'model.teacher.class_map'
     count = classes if isinstance(classes, int) else len(classes)
+    is_known = not isinstance(classes, int) and name in classes
+    if isinstance(name, str) and name.isdecimal() and not is_known:
+        name = int(name)  # the command line and JSON have no other keys than text
     if isinstance(name, int):
         if not 0 <= name < count:
             raise ConfigError(f'{key}: the {whose} class {name} is not in 0..{count - 1}.')

@@ -115,7 +115,9 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
 
 def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
     """Class names in a checkpoint of MMDetection 3 or 2; None where it has none."""
-    meta = checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping):
+        return None
     return classes_of(meta.get('dataset_meta')) or meta.get('CLASSES')
 
 
@@ -127,7 +129,8 @@ def classes_of(dataset_meta: Any) -> Sequence[str] | None:
     """
     if isinstance(dataset_meta, list | tuple):
         dataset_meta = next(iter(dataset_meta), None)
-    dataset_meta = dataset_meta or {}
+    if not isinstance(dataset_meta, Mapping):
+        return None
     return dataset_meta.get('classes') or dataset_meta.get('CLASSES')
 
 

@@ -96,8 +96,9 @@ class FrozenTeacher:
         image_scale: The images are enlarged by this factor for the teacher; its outputs are in
             pixels of the student's images nevertheless. Levels are matched by their strides, so
             with powers of two as usual, a power of two.
-        class_map: The student's classes to the teacher's, names or indices, where names do not
-            say it. Classes that are not in it have no partner and carry no loss.
+        class_map: The student's classes to the teacher's, names or indices, where equal names do
+            not say it; None in place of the teacher's for a class without a partner. Classes that
+            have none carry no loss.
 
     Raises:
         ConfigError: A value is out of its range, the model has no dense head, or no reader knows
@@ -449,7 +450,7 @@ def _checked(cfg: Any) -> Mapping[str, Any]:
             'None for random weights.'
         )
     is_list = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
-    if classes is not None and not is_list:
+    if classes is not None and not (is_list and classes):
         raise ConfigError(f'model.teacher.classes: found {classes!r}, expected a list of names.')
     return cfg
 

@@ -10,6 +10,7 @@ from mmdet.models.losses import (
     EIoULoss,
     GIoULoss,
     IoULoss,
+    SIoULoss,
 )
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ from .base import Distiller
 
 _PER_PRIOR = 16  # numbers that decoding and comparing boxes makes of each
 
-OF_HORIZONTAL_BOXES = (BoundedIoULoss, CIoULoss, DIoULoss, EIoULoss, GIoULoss, IoULoss)
+OF_HORIZONTAL_BOXES = (BoundedIoULoss, CIoULoss, DIoULoss, EIoULoss, GIoULoss, IoULoss, SIoULoss)
+OF_OFFSETS = ('GHMR', 'KFLoss')  # the latter of MMRotate, an optional package
 
 
 @DISTILLERS.register_module()
@@ -109,11 +111,11 @@ def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
             f'{key}: found {type(loss).__name__}, which compares class scores, expected a loss '
             "between boxes such as dict(type='BoxLoss')."
         )
-    if type(loss).__name__ == 'KFLoss':  # of MMRotate, an optional package
+    if type(loss).__name__ in OF_OFFSETS:
         raise ConfigError(
-            f'{key}: found KFLoss, which compares encoded offsets as well, but boxes are compared '
-            "decoded. Expected dict(type='BoxLoss'), or a loss of MMRotate's such as "
-            "dict(type='mmrotate.GDLoss', loss_type='kld')."
+            f'{key}: found {type(loss).__name__}, which compares encoded offsets, but boxes are '
+            "compared decoded. Expected dict(type='BoxLoss'), or for rotated boxes a loss of "
+            "MMRotate's such as dict(type='mmrotate.GDLoss', loss_type='kld')."
         )
     if student.box_dim == 5 and isinstance(loss, OF_HORIZONTAL_BOXES):
         raise ConfigError(

@@ -23,7 +23,7 @@ from ..registry import type_name
 from .arguments import check_whole
 
 #: losses of coordinates' differences, which would be differences in pixels here
-COORDINATE_LOSSES = {'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss', 'MSELoss'}
+COORDINATE_LOSSES = {'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss', 'MSELoss', 'GHMR'}
 
 
 class CentreDistanceCoder(DistancePointBBoxCoder):

@@ -445,6 +445,10 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
             "model.teacher.classes: found 'abc', expected a list of names.",
         ),
         (
+            dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=[]),
+            'model.teacher.classes: found [], expected a list of names.',
+        ),
+        (
             dict(config=dict(model=tiny_gfl()), checkpoint=None, classes=3),
             'model.teacher.classes: found 3, expected a list of names.',
         ),

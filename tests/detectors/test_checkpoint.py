@@ -158,7 +158,10 @@ def test_class_names_of_every_generation(meta: dict) -> None:
     assert class_names(dict(meta=meta)) == CLASSES
 
 
-@pytest.mark.parametrize('meta', [None, {}, dict(dataset_meta=None), dict(dataset_meta=[])])
+@pytest.mark.parametrize(
+    'meta',
+    [None, {}, 'a text', dict(dataset_meta=None), dict(dataset_meta=[]), dict(dataset_meta='text')],
+)
 def test_class_names_may_be_unknown(meta: dict | None) -> None:
     assert class_names({}) is None
     assert class_names(dict(meta=meta)) is None

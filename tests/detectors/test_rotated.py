@@ -303,14 +303,16 @@ def test_a_head_with_distributions_of_horizontal_boxes(family: str, head: str) -
 
 
 def test_losses_that_do_not_compare_rotated_boxes() -> None:
-    giou = dict(type='BoxDistiller', loss=dict(type='GIoULoss'))
-    assert 'model.distillers.x.loss: found GIoULoss, which compares horiz' in message(dict(x=giou))
+    for name in ('GIoULoss', 'SIoULoss'):
+        iou = dict(type='BoxDistiller', loss=dict(type=name))
+        expected = f'model.distillers.x.loss: found {name}, which compares horiz'
+        assert expected in message(dict(x=iou))
     cross = dict(type='CrossHeadDistiller', layer=1, box_loss=dict(type='GIoULoss'))
     assert 'model.distillers.x.box_loss: found GIoULoss' in message(dict(x=cross))
-    offsets = dict(type='BoxDistiller', loss=dict(type='KFLoss'))
-    assert 'model.distillers.x.loss: found KFLoss, which compares encoded' in message(
-        dict(x=offsets)
-    )
+    for name in ('KFLoss', 'mmdet.GHMR'):
+        offsets = dict(type='BoxDistiller', loss=dict(type=name))
+        expected = f'found {name.removeprefix("mmdet.")}, which compares encoded'
+        assert f'model.distillers.x.loss: {expected}' in message(dict(x=offsets))
     wrong = dict(type='BoxDistiller', loss=dict(type='BoxLoss', rotated='ciou'))
     assert "model.distillers.x.loss.rotated: found 'ciou', expected one of" in message(
         dict(x=wrong)

@@ -88,8 +88,21 @@ def context_of(model: nn.Module, data: dict) -> DistillationContext:
         ),
         ([1, None, 0, 2], dict(class_map={0: 2, 1: 0, 2: 3})),
         ([1, 0, 2], dict(class_map={'circle': 1, 'square': 0, 'star': 2})),
+        ([1, None, 0, 2], dict(class_map={'0': '2', '1': '0', '2': '3'})),
+        (
+            [2, None, 0, 1],
+            dict(classes=('star', 'moon', 'disc', 'square'), class_map=dict(circle='disc')),
+        ),
     ],
-    ids=['permuted', 'more', 'renamed', 'by index', 'by name and index'],
+    ids=[
+        'permuted',
+        'more',
+        'renamed',
+        'by index',
+        'by name and index',
+        'by index as the command line writes it',
+        'one renamed',
+    ],
 )
 def test_classes_meet_their_partners(tmp_path: Path, rows: list, options: dict) -> None:
     expected = distilled_losses(teacher_with_rows(tmp_path / 'a.pth', [0, 1, 2], classes=NAMES))
@@ -426,6 +439,15 @@ def test_distances_from_the_same_points_are_compared() -> None:
     cfg = dict(config=dict(model=tiny('gfl')), checkpoint=None)
     model = build(tiny_distilled(cfg, ld_point, tiny('distribution_atss')))
     assert losses(model, batch(SHAPES))['loss_ld'] > 0
+
+
+def test_class_map_says_what_equal_names_do_not() -> None:
+    names = 'circle', 'square', 'star', '7'
+    match = ClassMatch.by_map({'circle': 'disc', 'star': None}, names, ('7', 'square', 'disc'))
+    assert (match.student, match.teacher) == ((0, 1, 3), (2, 1, 0))
+    assert ClassMatch.by_map({'7': 0}, names, 3).student == (3,)  # a name before an index
+    with pytest.raises(ConfigError, match=r"the student's class 5 is not in 0\.\.3"):
+        ClassMatch.by_map({'5': 0}, names, 3)
 
 
 def test_bad_values(tmp_path: Path) -> None:

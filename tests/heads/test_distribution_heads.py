@@ -172,7 +172,7 @@ def test_bad_reg_max(family: str, value: object) -> None:
         build_head(family, reg_max=value)
 
 
-@pytest.mark.parametrize('loss', ['L1Loss', 'mmdet.SmoothL1Loss', L1Loss])
+@pytest.mark.parametrize('loss', ['L1Loss', 'mmdet.SmoothL1Loss', 'GHMR', L1Loss])
 def test_a_loss_of_coordinates_is_refused(family: str, loss: str | type) -> None:
     with pytest.raises(ConfigError, match=r'bbox_head\.loss_bbox: found \w+, .* IoU loss'):
         build_head(family, loss_bbox=dict(type=loss))
