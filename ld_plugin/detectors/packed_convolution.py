@@ -100,24 +100,21 @@ class PackedConv2d(nn.Conv2d):
 
     @property
     def _can_mirror(self) -> bool:
-        reach = zip(self.dilation, self.kernel_size, self.padding, strict=True)
-        inside = all(dilation * (size - 1) >= padding for dilation, size, padding in reach)
-        return self.stride == (1, 1) and self.groups == 1 and inside
+        return self.stride == (1, 1) and self.groups == 1 and min(self._mirrored_padding) >= 0
+
+    @property
+    def _mirrored_padding(self) -> tuple[int, ...]:
+        axes = zip(self.dilation, self.kernel_size, self.padding, strict=True)
+        return tuple(dilation * (size - 1) - padding for dilation, size, padding in axes)
 
     def _mirror(self) -> 'PackedConv2d':
         """Inputs and outputs change places, and the kernel is turned by half a turn."""
-        padding = [
-            dilation * (size - 1) - padding
-            for dilation, size, padding in zip(
-                self.dilation, self.kernel_size, self.padding, strict=True
-            )
-        ]
         weight = self.weight if self.packed is None else self._plain_weight()
         conv = nn.Conv2d(
             self.out_channels,
             self.in_channels,
             self.kernel_size,
-            padding=tuple(padding),
+            padding=self._mirrored_padding,
             dilation=self.dilation,
             bias=False,
             device='meta',  # its weights come next
