@@ -5,7 +5,7 @@ positions, ``...`` any leading dimensions. Targets carry no gradient. Half-preci
 computed in float32.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +30,38 @@ def distribution_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 
     Returns:
         (...), not below 0 up to rounding; its gradient in ``student`` is ``tau / B * (p_S - p_T)``.
+        It can be differentiated once.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
-    divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=-1),
-        F.log_softmax(teacher / temperature, dim=-1),
-        reduction='none',
-        log_target=True,
-    )
-    return divergence.mean(dim=-1) * temperature**2
+    return _SoftenedDivergence.apply(student, teacher, temperature)
+
+
+class _SoftenedDivergence(torch.autograd.Function):
+    """With its slope in closed form: autograd's own steps take five times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        log_student, log_teacher = (_log_softmax(x / temperature) for x in (student, teacher))
+        target = log_teacher.exp()
+        each = log_teacher.sub_(log_student).mul_(target)
+        if ctx.needs_input_grad[0]:
+            slope = log_student.exp_().sub_(target)
+            ctx.save_for_backward(slope.mul_(temperature / student.shape[-1]))
+        return each.mean(dim=-1).mul_(temperature**2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return upstream.unsqueeze(-1) * slope, None, None
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension. A processor's own kernel is slow below a register's width."""
+    if logits.device.type != 'cpu' or logits.shape[-1] >= 16:
+        return F.log_softmax(logits, dim=-1)
+    shifted = logits - logits.amax(-1, keepdim=True)
+    return shifted.sub_(shifted.exp().sum(-1, keepdim=True).log_())
 
 
 def modulated_binary_cross_entropy(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
@@ -209,6 +232,24 @@ def centred_moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rest = centred.mean(over, keepdim=True)
     variance = centred.sub_(rest).square().sum(over, keepdim=True) / max(number - 1, 1)
     return centred, first + rest, variance.sqrt()
+
+
+class ChannelStatistics(NamedTuple):
+    """Of features (N, F, H, W), over the images and positions of the batch.
+
+    Attributes:
+        mean: (1, 1, 1, F).
+        deviation: (1, 1, 1, F), the unbiased standard deviation; 0 of a single position.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def channel_statistics(features: Tensor) -> ChannelStatistics:
+    """Mean and deviation of every channel, in at least float32, of features (N, F, H, W)."""
+    _, *moments = centred_moments(at_least_float32(features.detach()).movedim(1, -1))
+    return ChannelStatistics(*moments)
 
 
 def pearson_feature_error(student: Tensor, teacher: Tensor) -> Tensor:

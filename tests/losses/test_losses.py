@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,19 @@ def test_distribution_kl_and_its_gradient_follow_the_formula(count, bins, temper
     np.testing.assert_allclose(ours, brute_force.kl(*given_rows, temperature), atol=2e-5, rtol=1e-4)
     expected = brute_force.kl_gradient(*given_rows, temperature)
     np.testing.assert_allclose(student.grad.numpy(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('bins', [8, 17])  # fewer and more than a processor takes at once
+@pytest.mark.parametrize('offset', [0.0, 1e4])
+def test_distribution_kl_is_that_of_torch(bins, offset):
+    student, teacher = rows(5, 4, bins), rows(5, 4, bins).detach()
+    found = distribution_kl(student + offset, teacher + offset, 2.0)
+    logarithms = ((x + offset).div(2).log_softmax(-1) for x in (student, teacher))
+    expected = 4 * F.kl_div(*logarithms, reduction='none', log_target=True).mean(-1)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.rand(5, 4)
+    gradients = (torch.autograd.grad(x, student, upstream)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_distribution_kl_of_a_small_example():
