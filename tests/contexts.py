@@ -39,6 +39,7 @@ def outputs(
     scales = 1 + torch.arange(priors_per_cell) / 4
     priors = torch.from_numpy(boxes)[:, None]
     centre = (priors[..., :2] + priors[..., 2:]).repeat(1, 1, 2) / 2
+    grown = (centre + (priors - centre) * scales[:, None]).flatten(0, 1)
     return DenseOutputs(
         spec=HeadSpec(
             name='Head',
@@ -53,7 +54,7 @@ def outputs(
         class_maps=maps(priors_per_cell * 3),
         box_maps=maps(priors_per_cell * 4 * 5),
         features=maps(2),
-        priors=(centre + (priors - centre) * scales[:, None]).flatten(0, 1),
+        make_priors=lambda: grown,
         decoder=decode,
         quality_maps=maps(priors_per_cell),
     )

@@ -19,6 +19,7 @@ from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.dense.rois import RoISpec, RoIStage
 from ld_plugin.distillers import FeatureDistiller, build_distillers
+from ld_plugin.losses import channel_statistics
 from ld_plugin.regions import Region
 from ld_plugin.registry import DISTILLERS, LOSSES, REGIONS
 from tests.contexts import context
@@ -57,7 +58,7 @@ def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
         name: [on_cuda(level) for level in getattr(dense, name)]
         for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
     }
-    features = maps['features']
+    features, priors = maps['features'], on_cuda(dense.priors)
     spec = replace(
         dense.spec,
         extras=dense.spec.extras | {'head_features'},
@@ -67,11 +68,19 @@ def cuda_outputs(dense: DenseOutputs) -> DenseOutputs:
     return replace(
         dense,
         spec=spec,
-        priors=on_cuda(dense.priors),
+        make_priors=lambda: priors,
         head_features={3: HeadFeatures(features, features)},
         rest_of_head=lambda layer, entered: (maps['class_maps'], maps['box_maps']),
         **maps,
     )
+
+
+def with_statistics(teacher: DenseOutputs) -> DenseOutputs:
+    kept = {
+        layer: HeadFeatures(*([channel_statistics(x) for x in levels] for levels in features))
+        for layer, features in teacher.head_features.items()
+    }
+    return replace(teacher, head_features=kept)
 
 
 def cuda_proposals() -> RoIStage:
@@ -95,7 +104,7 @@ def cuda_context(priors_per_cell: int) -> DistillationContext:
     positive_gts = [on_cuda(index) for index in assigned.positive_gts]
     return DistillationContext(
         student=cuda_outputs(plain.student),
-        teacher=cuda_outputs(plain.teacher),
+        teacher=with_statistics(cuda_outputs(plain.teacher)),
         assignment=Assignment(labels, label_weights, valid, assigned.num_classes, positive_gts),
         gt_bboxes=[on_cuda(boxes) for boxes in plain.gt_bboxes],
         rois=[cuda_proposals()],

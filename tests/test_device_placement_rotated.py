@@ -23,7 +23,8 @@ def decode(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
 
 def rotated(dense: DenseOutputs) -> DenseOutputs:
     spec = replace(dense.spec, box_dim=5, num_bins=4)  # 20 channels, as five bins of four sides
-    return replace(dense, spec=spec, priors=upright(dense.priors), decoder=decode)
+    priors = upright(dense.priors)
+    return replace(dense, spec=spec, make_priors=lambda: priors, decoder=decode)
 
 
 def rotated_context(priors_per_cell: int) -> DistillationContext:

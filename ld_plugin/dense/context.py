@@ -105,4 +105,4 @@ class DistillationContext:
 
     @property
     def device(self) -> torch.device:
-        return self.student.priors.device
+        return self.student.device

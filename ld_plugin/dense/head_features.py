@@ -1,8 +1,8 @@
 """Features inside a head: what its stacked convolutions pass on, and the rest of it from there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
@@ -12,12 +12,13 @@ class HeadFeatures(NamedTuple):
     """What comes out of the i-th stacked convolution of both branches, before its activation.
 
     Attributes:
-        classes: Per level, of the classification branch, (N, F, H, W).
-        boxes: Per level, of the regression branch, (N, F, H, W).
+        classes: Level after level, of the classification branch, (N, F, H, W), or what is kept of
+            it.
+        boxes: Level after level, of the regression branch, likewise.
     """
 
-    classes: Sequence[Tensor]
-    boxes: Sequence[Tensor]
+    classes: Iterable[Any]
+    boxes: Iterable[Any]
 
 
 class Tower:
@@ -62,21 +63,22 @@ class Tower:
             yield
 
     @contextmanager
-    def skipping(self, layer: int, features: Sequence[Tensor]) -> Iterator[None]:
+    def skipping(self, layer: int, features: Iterable[Tensor]) -> Iterator[None]:
         """Let the head's forward begin after ``layer`` convolutions, with these features.
 
         Args:
             layer: How many convolutions are skipped; the activation of the last one is not.
-            features: Per level, (N, F, H, W); activations overwrite them.
+            features: Per level, (N, F, H, W), each asked for in its turn; activations overwrite
+                them.
         """
-        parts = [features] if self._is_shared else [[level] for level in features]
+        levels = iter(features)
         rests = [
             nn.Sequential(
-                _HandOut(part),
+                _HandOut(levels),
                 *([stack[layer - 1].activate] if layer else []),
                 *list(stack)[layer:],
             )
-            for part, stack in zip(parts, self._stacks, strict=True)
+            for stack in self._stacks
         ]
         with self._replaced(rests):
             yield
@@ -106,9 +108,9 @@ class Tower:
 class _HandOut(nn.Module):
     """Stands in a tower for its first layers: gives the features of one level after the other."""
 
-    def __init__(self, features: Sequence[Tensor]) -> None:
+    def __init__(self, levels: Iterator[Tensor]) -> None:
         super().__init__()
-        self.features = iter(features)
+        self.levels = levels
 
     def forward(self, x: Tensor) -> Tensor:
-        return next(self.features)
+        return next(self.levels)

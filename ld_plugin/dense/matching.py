@@ -8,6 +8,7 @@ are brought down to what they share before any distiller sees them. Shape shorth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -95,11 +96,15 @@ def take_levels(outputs: DenseOutputs, levels: Sequence[int]) -> DenseOutputs:
         name: [maps[level] for level in levels] if (maps := getattr(outputs, name)) else ()
         for name in ('class_maps', 'box_maps', 'features', 'quality_maps')
     }
-    priors = outputs.priors.split(outputs.num_level_priors)
+
+    def priors() -> Tensor:
+        parts = outputs.priors.split(outputs.num_level_priors)
+        return torch.cat([parts[level] for level in levels])
+
     return replace(
         outputs,
         spec=take_spec_levels(spec, levels),
-        priors=torch.cat([priors[level] for level in levels]),
+        make_priors=cache(priors),
         head_features={
             layer: HeadFeatures(*([branch[level] for level in levels] for branch in features))
             for layer, features in outputs.head_features.items()
@@ -116,7 +121,8 @@ def _rest_of_levels(outputs: DenseOutputs, levels: Sequence[int]) -> RestOfHead:
         branches = []
         for branch in features:
             of_level = dict(zip(levels, branch, strict=True))
-            nothing = branch[0].new_zeros(*branch[0].shape[:2], 1, 1)
+            some = of_level[levels[0]]
+            nothing = some.new_zeros(*some.shape[:2], 1, 1)
             count = len(outputs.spec.strides)
             branches.append([of_level.get(level, nothing.clone()) for level in range(count)])
         maps = outputs.rest_of_head(layer, HeadFeatures(*branches))
@@ -328,6 +334,9 @@ def rescaled(outputs: DenseOutputs, scale: float) -> DenseOutputs:
         return outputs
     decode = outputs.decoder
 
+    def priors() -> Tensor:
+        return outputs.priors / box_scale(outputs.priors, scale)
+
     def in_original_pixels(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
         factor = box_scale(priors, scale)
         return decode(rows, priors * factor, strides * scale) / factor
@@ -335,7 +344,7 @@ def rescaled(outputs: DenseOutputs, scale: float) -> DenseOutputs:
     return replace(
         outputs,
         spec=rescaled_spec(outputs.spec, scale),
-        priors=outputs.priors / box_scale(outputs.priors, scale),
+        make_priors=cache(priors),
         decoder=in_original_pixels,
     )
 

@@ -122,13 +122,16 @@ class DenseOutputs:
             leaves them as they are) where D would be more and nobody reads its distributions, and
             empty where nobody reads its boxes.
         features: Per level, the neck's output (N, F, H, W); empty where nobody asked for it.
-        priors: (P, E), pixels of the network's input.
+        make_priors: Gives :attr:`priors`, the same ones again; not called before somebody looks at
+            them.
         decoder: Turns rows of the regression branch (K, D), their priors (K, E) and strides (K, 1)
             into boxes (K, E) in pixels.
         quality_maps: Per level, logits (N, A, H, W) of the branch that rates a box, before the
             sigmoid (centerness, IoU or objectness); empty where the head has none.
         head_features: By i, what left the i-th stacked convolutions of the head; those that a
-            distiller asked for.
+            distiller asked for. Of a teacher each level is its
+            :class:`~ld_plugin.losses.ChannelStatistics` alone, for features take memory until the
+            student's forward pass is over.
         rest_of_head: The head behind its i-th stacked convolutions: from i and features, which it
             overwrites, to class maps and regression maps; None where nobody asked for it.
     """
@@ -137,7 +140,7 @@ class DenseOutputs:
     class_maps: Sequence[Tensor]
     box_maps: Sequence[Tensor]
     features: Sequence[Tensor]
-    priors: Tensor
+    make_priors: Callable[[], Tensor]
     decoder: BoxDecoder
     quality_maps: Sequence[Tensor] = ()
     head_features: Mapping[int, HeadFeatures] = field(default_factory=dict)
@@ -148,9 +151,10 @@ class DenseOutputs:
 
         Args:
             layer: How many stacked convolutions the features have passed.
-            features: Of this head's widths, before the activation; they are overwritten.
+            features: Of this head's widths, before the activation, each level an iterable's next
+                element; they are overwritten.
         """
-        class_maps, box_maps = self.rest_of_head(layer, features)
+        class_maps, box_maps = (list(levels) for levels in self.rest_of_head(layer, features))
         return replace(self, class_maps=class_maps, box_maps=box_maps, quality_maps=())
 
     @property
@@ -183,12 +187,21 @@ class DenseOutputs:
         """H * W * A of every level."""
         return [h * w * a for h, w, a in self.level_shapes]
 
+    @property
+    def priors(self) -> Tensor:
+        """(P, E), pixels of the network's input."""
+        return self.make_priors()
+
+    @property
+    def device(self) -> torch.device:
+        return self._any_maps[0].device
+
     @cached_property
     def prior_strides(self) -> Tensor:
         """(P, 1), the stride of every prior along x, in pixels."""
         return torch.cat(
             [
-                self.priors.new_full((n, 1), stride[0])
+                torch.full((n, 1), stride[0], device=self.device)
                 for n, stride in zip(self.num_level_priors, self.spec.strides, strict=True)
             ]
         )

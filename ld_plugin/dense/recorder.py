@@ -1,13 +1,17 @@
 """Record what passes through a stock head while it computes its stock loss."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from inspect import signature
 from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+
+from .kept_inputs import KeptInputs
 
 
 class HeadRecorder:
@@ -20,8 +24,10 @@ class HeadRecorder:
         head: The student's head.
         methods: Names of the methods whose calls are wanted; ``'sampler.sample'`` is one of the
             head's sampler.
-        watched: By a name, modules inside the head whose inputs are wanted. Activations that
-            overwrite theirs (``inplace``) do not while they are watched.
+        watched: By a name, activations inside the head whose inputs are wanted. They do not
+            overwrite them, but autograd keeps nothing of what leaves them, which is computed again
+            in the backward pass: to watch takes no memory.
+        keep: What is kept of those inputs instead, computed when they enter.
 
     Attributes:
         inputs: The feature levels that the head was called with, each (N, F, H, W).
@@ -29,7 +35,8 @@ class HeadRecorder:
         returned: Per method, the list of its return values.
         arguments: Per method, the list of its calls' arguments by name. Heads change some of them
             in place, lists of anchors for example.
-        entered: By the watched modules' name, what entered them, in the order of calls.
+        entered: By the watched modules' name, what is kept of what entered them, in the order of
+            calls.
     """
 
     def __init__(
@@ -37,27 +44,36 @@ class HeadRecorder:
         head: nn.Module,
         methods: tuple[str, ...] = (),
         watched: Mapping[Hashable, Sequence[nn.Module]] | None = None,
+        keep: Callable[[Tensor], Any] | None = None,
     ) -> None:
         self.head = head
         self.methods = methods
         self.watched = watched or {}
+        self.kept = keep or (lambda entered: entered)
+        self._keeps_all = keep is None
         self.inputs: tuple = ()
         self.outs: tuple = ()
         self.returned: dict[str, list[Any]] = defaultdict(list)
         self.arguments: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self.entered: dict[Hashable, list[Tensor]] = defaultdict(list)
+        self.entered: dict[Hashable, list[Any]] = defaultdict(list)
 
     def __enter__(self) -> 'HeadRecorder':
-        self._hooks = [self.head.register_forward_hook(self._record_forward)]
-        for name, modules in self.watched.items():
-            hook = self._record_input(name)
-            self._hooks += [module.register_forward_pre_hook(hook) for module in modules]
-        self._overwriting = {m for ms in self.watched.values() for m in ms if _overwrites(m)}
-        for module in self._overwriting:
-            module.inplace = False
-        for name in self.methods:
-            owner, method = self._locate(name)
-            setattr(owner, method, self._wrap(name, owner, method))
+        with ExitStack() as entered:
+            hook = self.head.register_forward_hook(self._record_forward)
+            entered.callback(hook.remove)
+            for name, modules in self.watched.items():
+                for module in modules:
+                    hook = module.register_forward_pre_hook(partial(self._record_input, name))
+                    entered.callback(hook.remove)
+            if self._keeps_all:
+                watched = [module for modules in self.watched.values() for module in modules]
+                entered.enter_context(KeptInputs(watched))
+            for name in self.methods:
+                owner, method = self._locate(name)
+                setattr(owner, method, self._wrap(name, owner, method))
+                # uncovers the class's own method again
+                entered.callback(delattr, owner, method)
+            self._on_exit = entered.pop_all()
         return self
 
     def __exit__(
@@ -66,12 +82,7 @@ class HeadRecorder:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for module in self._overwriting:
-            module.inplace = True
-        for name in self.methods:
-            delattr(*self._locate(name))  # uncovers the class's own method again
+        self._on_exit.close()
 
     def _locate(self, name: str) -> tuple[Any, str]:
         path, _, method = name.rpartition('.')
@@ -80,11 +91,8 @@ class HeadRecorder:
     def _record_forward(self, head: nn.Module, args: tuple, outs: tuple) -> None:
         self.inputs, self.outs = args[0], outs
 
-    def _record_input(self, name: Hashable) -> Any:
-        def record(module: nn.Module, args: tuple) -> None:
-            self.entered[name].append(args[0])
-
-        return record
+    def _record_input(self, name: Hashable, module: nn.Module, args: tuple) -> None:
+        self.entered[name].append(self.kept(args[0]))
 
     def _wrap(self, name: str, owner: Any, method: str) -> Any:
         call = getattr(owner, method)
@@ -97,8 +105,3 @@ class HeadRecorder:
             return result
 
         return recorded
-
-
-def _overwrites(module: nn.Module) -> bool:
-    """Whether it is an activation that writes its output where its input is."""
-    return getattr(module, 'inplace', False)

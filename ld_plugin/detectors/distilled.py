@@ -138,6 +138,9 @@ class DistilledDetector:
         self._check_loss_names(
             name.removeprefix('loss_') for name in losses if name.startswith('loss_')
         )
+        if not any(distiller.looks_at_predictions for distiller in self.distillers.values()):
+            student = replace(context.student, class_maps=(), box_maps=(), quality_maps=())
+            context = replace(context, student=student)  # gives their memory back
         losses.update(self._distillation_losses(context))
         return losses
 

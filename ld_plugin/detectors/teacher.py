@@ -18,9 +18,11 @@ from ..dense.head_features import HeadFeatures
 from ..dense.matching import box_scale, rescaled, rescaled_spec
 from ..dense.rois import RoIReader
 from ..errors import ConfigError, NonFiniteTeacherError
+from ..losses import channel_statistics
 from .batch_norm import fold_batch_norm
 from .checkpoint import class_names, load_checkpoint_file, load_weights
 from .input_conversion import InputConversion
+from .masked_relu import MaskedReLU
 from .model_config import published_checkpoint, read_config, student_model
 from .packed_convolution import PackedConv2d, fuse_activations
 
@@ -329,7 +331,8 @@ class FrozenTeacher:
         images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
         images = images.contiguous(memory_format=torch.channels_last)
         watched = self._reader.watched(self.head_layers)
-        with self._precision(), HeadRecorder(self._reader.head, watched=watched) as record:
+        record = HeadRecorder(self._reader.head, watched=watched, keep=channel_statistics)
+        with self._precision(), record:
             images = images if self._is_low_precision else images.float()
             features = self._model.extract_feat(images)
             outs = self._run_head(features)
@@ -417,7 +420,7 @@ class FrozenTeacher:
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """As :meth:`~ld_plugin.dense.DenseReader.rest_of_head`, with gradients to the features."""
         # the teacher's weights are no more precise, whatever the student's are
-        features = HeadFeatures(*([level.float() for level in levels] for levels in features))
+        features = HeadFeatures(*(map(Tensor.float, levels) for levels in features))
         with self._precision():
             return self._reader.rest_of_head(layer, features)
 
@@ -484,6 +487,9 @@ def _for_inference(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     # not in the head either: the activations' inputs are what some methods compare
     for name in names:
         fuse_activations(getattr(model, name))
+    for module in model.modules():
+        if type(module) is nn.ReLU:
+            MaskedReLU.convert(module)
     for operator in operators:
         _feed_plainly(operator, 'forward')
     return model.requires_grad_(False)

@@ -45,6 +45,7 @@ class Distiller(nn.Module, ABC):
         compares_maps: Whether its loss may take the rows of a level together, as
             ``PearsonFeatureLoss`` does.
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
+        looks_at_predictions: Whether it, or its region, looks at the student's own predictions.
         loss_registry: Where ``loss`` is looked up.
         loss_base: What ``loss`` has to be derived from.
         loss_of_scores: A loss that compares every class by itself, for messages.
@@ -54,6 +55,7 @@ class Distiller(nn.Module, ABC):
     reads: ClassVar[frozenset[str]]
     reads_of_student: ClassVar[frozenset[str]] = frozenset()
     head_layers: frozenset[int] = frozenset()
+    looks_at_predictions: ClassVar[bool] = True
     loss_registry: ClassVar[Registry] = LOSSES
     loss_base: ClassVar[type[nn.Module]] = DistillationLoss
     loss_of_scores: ClassVar[str] = "dict(type='BinaryKDLoss')"

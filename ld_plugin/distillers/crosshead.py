@@ -1,24 +1,23 @@
 """Cross-head distillation: the student's features on their way through the teacher's head."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.head_features import HeadFeatures
-from ..dense.outputs import prior_views
+from ..dense.outputs import anchor_view, prior_views
 from ..errors import ConfigError
-from ..losses import DistillationLoss, eager_gradient, pieces_of, standardized
-from ..losses.functional import at_least_float32, centred_moments
+from ..losses import ChannelStatistics, DistillationLoss, eager_gradient, pieces_of, standardized
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, adapted, check_equal
 from .box import check_box_loss, level_box_loss
-from .classification import ClassificationDistiller
 from .schedules import Schedule
 
 #: compares the box distributions where the teacher's head has them
@@ -65,6 +64,7 @@ class CrossHeadDistiller(Distiller):
     """
 
     reads = frozenset({'class_logits', 'boxes', 'head_features'})
+    looks_at_predictions = False
     defaults: ClassVar = dict(loss=dict(type='BinaryKDLoss', beta=1.0, loss_weight=1.0))
 
     def __init__(
@@ -78,7 +78,6 @@ class CrossHeadDistiller(Distiller):
         self.layer = layer
         self.head_layers = frozenset({layer})
         self.everywhere = EverywhereRegion()
-        self.classes = ClassificationDistiller(self.everywhere, loss, normalizer='positives')
         self._box_loss_cfg = box_loss
 
     def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
@@ -109,26 +108,29 @@ class CrossHeadDistiller(Distiller):
 
     def distill(self, context: DistillationContext) -> Tensor:
         teacher = context.teacher
-        features = self._aligned(
-            context.student.head_features[self.layer], teacher.head_features[self.layer]
-        )
-        crossed = replace(context, student=teacher.cross_head(self.layer, features))
-        return self.classes(crossed) + self._boxes(crossed)
+        features = (x.head_features[self.layer] for x in (context.student, teacher))
+        branches = zip(self.adapters, *features, strict=True)
+        # each level is made when the head asks for it: no two of them exist together
+        aligned = HeadFeatures(*(map(partial(_aligned, x), *levels) for x, *levels in branches))
+        crossed = teacher.cross_head(self.layer, aligned)
+        class_weights, box_weights = self._class_weights(context), self.box_weights(context)
+        classes = boxes = 0
+        for level in range(len(teacher.level_shapes)):
+            classes = classes + self._level_classes(crossed, teacher, level, class_weights[level])
+            boxes = boxes + self._level_boxes(crossed, teacher, level, box_weights[level])
+            # others in their place, lest all maps stand beside all of their gradients
+            crossed.class_maps[level] = teacher.class_maps[level]
+            crossed.box_maps[level] = teacher.box_maps[level]
+        divisor = reduce_mean(sum(weight.sum() for weight in box_weights))
+        return classes / context.mean_num_positives + boxes / divisor.where(divisor > 0, 1)
 
-    def _aligned(self, student: HeadFeatures, teacher: HeadFeatures) -> HeadFeatures:
-        """The student's features, of the teacher's widths and statistics."""
-        branches = zip(self.adapters, student, teacher, strict=True)
-        return HeadFeatures(
-            *(
-                [
-                    with_statistics_of(adapted(adapter, level), reference)
-                    for level, reference in zip(levels, references, strict=True)
-                ]
-                for adapter, levels, references in branches
-            )
-        )
+    def _class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
+        """w of every prior, per level (N, A, H, W)."""
+        counts = context.select(self.everywhere).weights
+        weights = context.assignment.label_weights * counts
+        return prior_views(weights, context.teacher.level_shapes)
 
-    def box_weights(self, context: DistillationContext) -> list[Tensor]:
+    def box_weights(self, context: DistillationContext) -> Sequence[Tensor]:
         """r of every prior, per level (N, A, H, W)."""
         teacher = context.teacher
         counts = context.select(self.everywhere).weights & (context.assignment.label_weights > 0)
@@ -139,14 +141,17 @@ class CrossHeadDistiller(Distiller):
             )
         ]
 
-    def _boxes(self, crossed: DistillationContext) -> Tensor:
-        weights = self.box_weights(crossed)
-        total = sum(
-            self._level_boxes(crossed.student, crossed.teacher, level, weight)
-            for level, weight in enumerate(weights)
-        )
-        divisor = reduce_mean(sum(weight.sum() for weight in weights))
-        return total / divisor.where(divisor > 0, 1)
+    def _level_classes(
+        self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+    ) -> Tensor:
+        """The weighted sum over the priors of a level; weights (N, A, H, W)."""
+        anchors = teacher.spec.num_base_priors[level]
+        views = [anchor_view(x.class_maps[level], anchors) for x in (crossed, teacher)]
+        pieces = pieces_of(views[0], loss=self.loss)
+        return eager_gradient(self._class_loss, *views, weights, pieces=pieces, overwrite=True)
+
+    def _class_loss(self, crossed: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+        return self.loss(crossed, teacher, weights, avg_factor=1.0)
 
     def _level_boxes(
         self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
@@ -163,10 +168,17 @@ class CrossHeadDistiller(Distiller):
 
         maps = [x.box_maps[level].movedim(1, -1) for x in (crossed, teacher)]
         pieces = pieces_of(maps[0], loss=self.box_loss)
-        return eager_gradient(of_rows, *maps, weights.movedim(1, -1), pieces=pieces)
+        weights = weights.movedim(1, -1)
+        return eager_gradient(of_rows, *maps, weights, pieces=pieces, overwrite=True)
 
 
-def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
+def _aligned(adapter: nn.Module, student: Tensor, teacher: ChannelStatistics) -> Tensor:
+    """The student's features of a level with the teacher's width and statistics."""
+    with torch.autocast(student.device.type, enabled=False):  # the teacher's is on
+        return with_statistics_of(adapted(adapter, student), teacher)
+
+
+def with_statistics_of(student: Tensor, teacher: ChannelStatistics) -> Tensor:
     """Give every channel of the student's features the teacher's mean and standard deviation.
 
     Both are taken over the images and positions of the batch, the deviation unbiased. A single
@@ -174,10 +186,9 @@ def with_statistics_of(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (N, F, H, W), in at least float32.
-        teacher: (N, F, H, W); carries no gradient.
+        teacher: Of as many channels.
 
     Returns:
         (N, F, H, W).
     """
-    _, mean, deviation = centred_moments(at_least_float32(teacher.detach()).movedim(1, -1))
-    return standardized(student.movedim(1, -1), deviation, mean).movedim(-1, 1)
+    return standardized(student.movedim(1, -1), teacher.deviation, teacher.mean).movedim(-1, 1)

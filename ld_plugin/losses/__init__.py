@@ -8,6 +8,8 @@ from .distribution import DistributionKLLoss
 from .eager_gradient import eager_gradient, pieces_of
 from .feature import FeatureMSELoss, PearsonFeatureLoss
 from .functional import (
+    ChannelStatistics,
+    channel_statistics,
     distribution_kl,
     feature_squared_error,
     modulated_binary_cross_entropy,
@@ -20,6 +22,7 @@ from .rank import RankKLLoss
 __all__ = [
     'BinaryKDLoss',
     'BoxLoss',
+    'ChannelStatistics',
     'DecoupledLoss',
     'DistillationLoss',
     'DistributionKLLoss',
@@ -27,6 +30,7 @@ __all__ = [
     'PearsonFeatureLoss',
     'RankKLLoss',
     'WeightedLoss',
+    'channel_statistics',
     'distribution_kl',
     'eager_gradient',
     'feature_squared_error',

@@ -11,7 +11,9 @@ from torch.autograd.function import once_differentiable
 from .functional import at_least_float32
 
 
-def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int = 1) -> Tensor:
+def eager_gradient(
+    function: Callable[..., Tensor], *inputs: Tensor, pieces: int = 1, overwrite: bool = False
+) -> Tensor:
     """``function(*inputs)``, whose gradient is computed at once.
 
     A loss over whole levels makes a dozen temporaries of the level's size, and autograd would keep
@@ -25,11 +27,13 @@ def eager_gradient(function: Callable[..., Tensor], *inputs: Tensor, pieces: int
             mixed precision multiplies them.
         pieces: The inputs are cut into at most as many along dimension 1, and ``function``, which
             must be a sum over it, is computed piece by piece: less memory, more calls.
+        overwrite: The first input's memory takes its gradient, unless it is of half precision. For
+            what nobody looks at any more, and whatever made it has not kept, as a convolution.
 
     Returns:
         The scalar. It can be differentiated once.
     """
-    return _EagerGradient.apply(function, pieces, *inputs)
+    return _EagerGradient.apply(function, pieces, overwrite, *inputs)
 
 
 def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) -> int:
@@ -58,12 +62,18 @@ def takes_rows_together(loss: nn.Module) -> bool:
 
 class _EagerGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], pieces: int, *inputs: Tensor) -> Tensor:
-        wanted = ctx.needs_input_grad[2:]
-        if pieces == 1:
+    def forward(
+        ctx: Any,
+        function: Callable[..., Tensor],
+        pieces: int,
+        overwrite: bool,
+        *inputs: Tensor,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[3:]
+        if pieces == 1 and not overwrite:
             value, gradients = _value_and_gradients(function, inputs, wanted)
         else:
-            value, gradients = _in_pieces(function, inputs, wanted, pieces)
+            value, gradients = _in_pieces(function, inputs, wanted, pieces, overwrite)
         ctx.save_for_backward(*gradients)
         ctx.wanted, ctx.dtypes = wanted, [x.dtype for x in inputs]
         return value
@@ -73,6 +83,7 @@ class _EagerGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         return (
+            None,
             None,
             None,
             *(
@@ -106,11 +117,17 @@ def _value_and_gradients(
 
 
 def _in_pieces(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], pieces: int
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    pieces: int,
+    overwrite: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The same, the sum over pieces along dimension 1."""
     gradients = [
-        torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        x.detach()
+        if overwrite and x is inputs[0] and x.element_size() >= 4
+        else torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for x, wants in zip(inputs, wanted, strict=True)
         if wants
     ]

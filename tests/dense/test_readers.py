@@ -1,5 +1,7 @@
 """What every family's reader makes of a stock head, beside what the stock code makes of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mmdet.models import dense_heads
@@ -110,6 +112,17 @@ def test_shapes_are_those_of_the_spec(head: BaseDenseHead, features: list[Tensor
     assert bool(outputs.quality_maps) == ('quality' in outputs.spec.offers)
     if outputs.quality_maps:
         assert at.gather(outputs.quality_maps).shape == (len(at.prior_index), 1)
+
+
+def test_priors_are_made_when_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = build_head('gfl')
+    made, reader = [], get_reader(head)
+    monkeypatch.setattr(reader, 'priors', lambda *args: made.append(args) or torch.zeros(3, 4))
+    outputs = reader.read(head(random_features(head)), [])
+    changed = replace(outputs, quality_maps=())
+    assert not made
+    assert changed.priors is outputs.priors is changed.priors
+    assert len(made) == 1
 
 
 def stock_predictions(head: BaseDenseHead, outs: tuple) -> list[InstanceData]:

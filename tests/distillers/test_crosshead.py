@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine import ConfigDict
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ld_plugin.dense import DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
@@ -17,6 +18,7 @@ from ld_plugin.detectors.packed_convolution import PackedConv2d
 from ld_plugin.distillers import CrossHeadDistiller, build_distillers
 from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.errors import ConfigError
+from ld_plugin.losses import channel_statistics
 from ld_plugin.recipes import crosskd
 from tests import brute_force
 from tests.contexts import context
@@ -44,11 +46,14 @@ def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> Disti
             num_bins=5 if distributions else None,
         )
         maps = [torch.randn(3, 3, *level.shape[-2:]) for level in outputs.features]
+        if outputs is step.teacher:
+            maps = [channel_statistics(level) for level in maps]
         dense.append(replace(outputs, spec=spec, head_features={1: HeadFeatures(maps, maps)}))
     student, teacher = dense
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Any, Any]:
-        return student.class_maps, student.box_maps
+        maps = student.class_maps, student.box_maps
+        return tuple([level.clone() for level in levels] for levels in maps)  # to be overwritten
 
     return replace(step, student=student, teacher=replace(teacher, rest_of_head=rest))
 
@@ -133,24 +138,28 @@ def test_schedule() -> None:
 
 def test_statistics_become_the_teachers() -> None:
     student, teacher = torch.randn(2, 4, 5, 6) * 3 + 1, torch.randn(2, 4, 5, 6) * 0.5 - 2
-    found = with_statistics_of(student, teacher)
+    statistics = channel_statistics(teacher)
+    found = with_statistics_of(student, statistics)
     over = 0, 2, 3
     torch.testing.assert_close(found.mean(over), teacher.mean(over))
     torch.testing.assert_close(found.std(over), teacher.std(over))
-    torch.testing.assert_close(with_statistics_of(teacher, teacher), teacher)
-    torch.testing.assert_close(with_statistics_of(7 * student - 3, teacher), found)
+    torch.testing.assert_close(with_statistics_of(teacher, statistics), teacher)
+    torch.testing.assert_close(with_statistics_of(7 * student - 3, statistics), found)
 
 
 def test_statistics_of_half_precision_are_computed_in_float32() -> None:
-    student, teacher = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 6).bfloat16()
-    found = with_statistics_of(student, teacher)
-    torch.testing.assert_close(found, with_statistics_of(student, teacher.float()))
+    features = torch.randn(2, 4, 5, 6).bfloat16()
+    pairs = zip(channel_statistics(features), channel_statistics(features.float()), strict=True)
+    for found, expected in pairs:
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
 
 
 def test_gradient_of_the_statistics() -> None:
     student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(with_statistics_of, (student, teacher))
+    statistics = channel_statistics(teacher)
+    assert torch.autograd.gradcheck(lambda x: with_statistics_of(x, statistics), student)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +169,7 @@ def test_gradient_of_the_statistics() -> None:
 )
 def test_features_without_a_deviation(student: Tensor) -> None:
     teacher = torch.randn_like(student)
-    found = with_statistics_of(student.requires_grad_(), teacher)
+    found = with_statistics_of(student.requires_grad_(), channel_statistics(teacher))
     expected = teacher.mean((0, 2, 3), keepdim=True).expand_as(teacher)
     torch.testing.assert_close(found, expected)
     (found * torch.randn_like(found)).sum().backward()
@@ -270,6 +279,37 @@ def test_precisions(precision: str, autocast: bool) -> None:
     assert loss.item() == pytest.approx(distillation_loss(exact, batch(SHAPES)).item(), rel=0.05)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_what_is_not_looked_at_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, alive = [], []
+    distill = CrossHeadDistiller.distill
+
+    def watched(self: CrossHeadDistiller, context: DistillationContext) -> Tensor:
+        seen.append(context)
+        alive.extend(not storage.expired() for storage in outputs)
+        return distill(self, context)
+
+    monkeypatch.setattr(CrossHeadDistiller, 'distill', watched)
+    model = build(distilled(tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2)))
+    head, outputs = model.bbox_head, []
+    for module in (head.cls_convs[0].activate, head.reg_convs[0].activate, head.gfl_cls):
+        module.register_forward_hook(
+            lambda _, args, output: outputs.append(StorageWeakRef(output.untyped_storage()))
+        )
+    distillation_loss(model, batch()).backward()
+    assert len(alive) == 3 * 5
+    assert not any(alive[: 3 * 3])  # class maps of a single cell are the rows that are learnt from
+    (context,) = seen
+    assert not context.student.class_maps
+    assert not context.student.box_maps
+    for levels in context.teacher.head_features[1]:
+        assert [level.mean.shape for level in levels] == [(1, 1, 1, 32)] * 5
+    seen.clear()
+    both = dict(x=CROSS, y=dict(type='ClassificationDistiller'))
+    stock = dict(config=dict(model=tiny_gfl(stacked_convs=2)), checkpoint=None)
+    losses(build(tiny_distilled(stock, both, tiny_gfl(stacked_convs=2))), batch())
+    assert len(seen[0].student.class_maps) == 5
 
 
 def test_towers_of_another_width_get_adapters() -> None:

@@ -65,6 +65,8 @@ def large_step(classes: int, channels: int) -> DistillationContext:
     def maps(width: int) -> list[Tensor]:
         return [torch.randn(1, width, SIDE, SIDE, generator=generator)]
 
+    priors = torch.tensor([[0.0, 0, 64, 64]]).repeat(ANCHORS * SIDE**2, 1)
+
     def dense(requires_grad: bool) -> Any:
         class_maps, box_maps, features = maps(ANCHORS * classes), maps(ANCHORS * 20), maps(channels)
         for level_map in (*class_maps, *box_maps, *features):
@@ -76,7 +78,7 @@ def large_step(classes: int, channels: int) -> DistillationContext:
             box_maps=box_maps,
             features=features,
             quality_maps=(),
-            priors=torch.tensor([[0.0, 0, 64, 64]]).repeat(ANCHORS * SIDE**2, 1),
+            make_priors=lambda: priors,
         )
 
     labels = torch.full((1, ANCHORS * SIDE**2), classes)

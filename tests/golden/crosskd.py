@@ -1,6 +1,7 @@
 """CrossKD's repository: its losses, its reused head, and PKD."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from mmdet.models.dense_heads import GFLHead
@@ -15,6 +16,7 @@ from ld_plugin.losses import (
     BinaryKDLoss,
     DistributionKLLoss,
     PearsonFeatureLoss,
+    channel_statistics,
     modulated_binary_cross_entropy,
     standardized,
 )
@@ -72,7 +74,7 @@ def _check_align(case: Case, prefix: str) -> Iterator[Row]:
     student, teacher, cotangent = (
         case[f'{prefix}{name}'] for name in ('student', 'teacher', 'cotangent')
     )
-    out = with_statistics_of(student.requires_grad_(), teacher)
+    out = with_statistics_of(student.requires_grad_(), channel_statistics(teacher))
     ours = {
         'out': out,
         'grad_student': torch.autograd.grad((out * cotangent).sum(), student)[0],
@@ -115,6 +117,7 @@ def _mimic_context(case: Case, reused: list[Tensor]) -> DistillationContext:
     classes, boxes, weights = (case[f'mimic_{n}'] for n in ('tea_cls', 'tea_reg', 'label_weights'))
     images, num_classes, height, width = classes.shape
     channel = [torch.zeros(images, 1, height, width)]
+    statistics = [channel_statistics(level) for level in channel]
     teacher = DenseOutputs(
         spec=HeadSpec(
             name='GFLHead',
@@ -130,14 +133,16 @@ def _mimic_context(case: Case, reused: list[Tensor]) -> DistillationContext:
         class_maps=[classes],
         box_maps=[boxes],
         features=(),
-        priors=torch.zeros(height * width, 4),
+        make_priors=lambda: torch.zeros(height * width, 4),
         decoder=lambda rows, priors, strides: rows,
-        head_features={3: HeadFeatures(channel, channel)},
-        rest_of_head=lambda layer, features: ([reused[0]], [reused[1]]),
+        head_features={3: HeadFeatures(statistics, statistics)},
+        # copies, for they are overwritten
+        rest_of_head=lambda layer, features: tuple([level.clone()] for level in reused),
     )
     nothing = torch.full(weights.shape, num_classes)
     assignment = Assignment(nothing, weights, torch.ones_like(weights) > 0, num_classes)
-    return DistillationContext(teacher, teacher, assignment, gt_bboxes=[])
+    student = replace(teacher, head_features={3: HeadFeatures(channel, channel)})
+    return DistillationContext(student, teacher, assignment, gt_bboxes=[])
 
 
 def _check_reuse(case: Case) -> Iterator[Row]:
@@ -150,7 +155,10 @@ def _check_reuse(case: Case) -> Iterator[Row]:
         level.requires_grad_()
     aligned = HeadFeatures(
         *(
-            [with_statistics_of(*pair) for pair in zip(*branches, strict=True)]
+            [
+                with_statistics_of(own, channel_statistics(other))
+                for own, other in zip(*branches, strict=True)
+            ]
             for branches in zip(student, teacher, strict=True)
         )
     )

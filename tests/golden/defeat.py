@@ -48,7 +48,7 @@ def _context(
 
     def outputs(features: Sequence[Tensor]) -> DenseOutputs:
         maps = [level[:, :1] for level in features]
-        return DenseOutputs(spec, maps, maps, features, torch.zeros(priors, 4), None)
+        return DenseOutputs(spec, maps, maps, features, lambda: torch.zeros(priors, 4), None)
 
     assignment = background(images, priors, num_classes=1)
     return DistillationContext(outputs(student), outputs(teacher), assignment, gt_bboxes)

@@ -1,6 +1,7 @@
 """Localization distillation: the KL loss, the regions, and the whole head's losses."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def _check_general_instances(case: Case, prefix: str) -> Iterator[Row]:
     def outputs(*rows: Tensor) -> DenseOutputs:
         maps = [r.view(images, height, width, -1).permute(0, 3, 1, 2) for r in rows]
         read = get_reader(head).read(([maps[0]], [maps[1]]), [])
-        return DenseOutputs(**{**vars(read), 'priors': by_image[0]})
+        return replace(read, make_priors=lambda: by_image[0])
 
     context = DistillationContext(
         student=outputs(student_rows, student_boxes),

@@ -68,6 +68,32 @@ def test_views_and_inputs_without_gradient():
     torch.testing.assert_close(level_map.grad, expected.grad)
 
 
+@pytest.mark.parametrize('pieces', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_the_first_inputs_memory_may_take_its_gradient(pieces: int, dtype: torch.dtype):
+    found = []
+    for overwrite in (False, True):
+        leaf, other = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+        leaf.requires_grad_()
+        level = 2 * leaf  # keeps its factors, as a convolution does, and not what it makes
+        value = eager_gradient(product, level, other, pieces=pieces, overwrite=overwrite)
+        (kept,) = value.grad_fn.saved_tensors
+        takes = overwrite and dtype != torch.bfloat16  # the gradient waits in float32
+        assert (kept.data_ptr() == level.data_ptr()) == takes
+        assert torch.equal(level, 2 * leaf) != takes
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    for pair in zip(*found, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def test_an_input_that_its_maker_keeps_is_not_overwritten_unnoticed():
+    leaf = torch.randn(2, 3, requires_grad=True)
+    value = eager_gradient(product, leaf.exp(), torch.ones(2, 3), overwrite=True)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        value.backward()
+
+
 def test_an_unused_input_has_no_gradient():
     used, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
     eager_gradient(lambda x, _: x.sum(), used, unused).backward()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -170,7 +171,9 @@ def step() -> DistillationContext:
     """The same with rotated boxes."""
     plain = horizontal_step()
     student, teacher = (
-        replace(dense, spec=replace(dense.spec, box_dim=5), priors=upright(dense.priors))
+        replace(
+            dense, spec=replace(dense.spec, box_dim=5), make_priors=partial(upright, dense.priors)
+        )
         for dense in (plain.student, plain.teacher)
     )
     turned = [
@@ -217,7 +220,7 @@ def test_boxes_are_compared_as_they_are_if_asked_for(step: DistillationContext, 
 def test_lying_priors_are_compared_as_the_upright_boxes_they_are(step: DistillationContext) -> None:
     x, y, width, height, angle = step.student.priors.unbind(1)
     lying = torch.stack([x, y, height, width, angle - math.pi / 2], dim=1)
-    other = replace(step, student=replace(step.student, priors=lying))
+    other = replace(step, student=replace(step.student, make_priors=lambda: lying))
     for region in (ValuableLocalizationRegion(), ValuableLocalizationRegion(rotated=True)):
         torch.testing.assert_close(
             other.select(region).weights, step.select(region).weights, rtol=1e-4, atol=1e-4

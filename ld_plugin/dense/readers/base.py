@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -156,7 +157,7 @@ class DenseReader(ABC):
         """The label assignment out of what was recorded."""
 
     def read(self, outs: tuple | None, features: Sequence[Tensor]) -> DenseOutputs:
-        """Wrap the head's raw outputs; nothing is computed but the priors.
+        """Wrap the head's raw outputs; nothing is computed.
 
         Args:
             outs: What the head's forward returned; None if it did not run, for the features alone.
@@ -164,12 +165,13 @@ class DenseReader(ABC):
         """
         class_maps, box_maps = ((), ()) if outs is None else self.maps(outs)
         levels = class_maps or features
+        sizes = [level.shape[-2:] for level in levels]
         return DenseOutputs(
             spec=self.spec,
             class_maps=class_maps,
             box_maps=box_maps,
             features=features,
-            priors=self.priors([m.shape[-2:] for m in levels], levels[0].device),
+            make_priors=cache(partial(self.priors, sizes, levels[0].device)),
             decoder=self._decode_in_float32,
             quality_maps=() if outs is None else self.quality(outs),
         )
@@ -258,16 +260,14 @@ class DenseReader(ABC):
     def head_features(
         self, record: HeadRecorder, layers: Collection[int]
     ) -> dict[int, HeadFeatures]:
-        """Features of the recorded forward by the number of stacked convolutions they passed."""
-        return {
-            layer: HeadFeatures(
-                *(
-                    record.entered[layer, tower.name] if layer else record.inputs
-                    for tower in self.towers
-                )
-            )
-            for layer in layers
-        }
+        """What was kept of features by the number of stacked convolutions they had passed."""
+
+        def kept(layer: int, tower: Tower) -> list[Any]:
+            if layer == 0:
+                return [record.kept(level) for level in record.inputs]
+            return record.entered[layer, tower.name]
+
+        return {layer: HeadFeatures(*(kept(layer, t) for t in self.towers)) for layer in layers}
 
     def rest_of_head(
         self, layer: int, features: HeadFeatures
@@ -278,12 +278,14 @@ class DenseReader(ABC):
 
         Args:
             layer: How many of the stacked convolutions they passed.
-            features: Before the activation, which overwrites them.
+            features: Before the activation, which overwrites them; each is asked for when the head
+                comes to its level and branch.
         """
+        instead = [torch.empty(0)] * len(self.spec.strides)  # of what the towers begin with
         with ExitStack() as skipped:
             for tower, levels in zip(self.towers, features, strict=True):
                 skipped.enter_context(tower.skipping(layer, levels))
-            return self.maps(self.head(tuple(features.classes)))
+            return self.maps(self.head(instead))
 
     def assigned(
         self,

@@ -1,0 +1,116 @@
+"""Let an activation's input be kept for the backward pass, and not its output."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+
+class KeptInputs:
+    """Context manager: autograd keeps what enters some activations instead of what leaves them.
+
+    A stock activation overwrites its input, so whoever wants to look at that later needs a second
+    map of its size. In here the activations do not overwrite it, and their outputs, which autograd
+    would keep for them and for the layer that follows, are computed again in the backward pass. So
+    there is still one map. The gradients are the same to the last bit.
+
+    Args:
+        activations: Modules that give the same output again. Whatever saves one of theirs in here
+            does so before the same module is called again.
+    """
+
+    def __init__(self, activations: Iterable[nn.Module]) -> None:
+        self._activations = set(activations)
+
+    def __enter__(self) -> 'KeptInputs':
+        self._outputs: dict[nn.Module, tuple[Tensor, _Pass]] = {}
+        self._saved_by_activation: list[_Saved] | None = None
+        with ExitStack() as entered:
+            for module in self._activations:
+                entered.callback(module.register_forward_pre_hook(self._enter).remove)
+                entered.callback(module.register_forward_hook(self._leave).remove)
+                if _overwrites(module):
+                    module.inplace = False
+                    entered.callback(setattr, module, 'inplace', True)
+            if self._activations:
+                hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+                entered.enter_context(hooks)
+            self._on_exit = entered.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._outputs.clear()
+        self._on_exit.close()
+
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        self._saved_by_activation = []
+
+    def _leave(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        # while it is held here, no other tensor can have its memory
+        self._outputs[module] = output, _Pass(module, args[0], args[0]._version)
+        for saved in self._saved_by_activation:
+            saved.value = self._or_pass(saved.value)
+        self._saved_by_activation = None
+
+    def _pack(self, tensor: Tensor) -> '_Saved':
+        saved = _Saved(self._or_pass(tensor))
+        if self._saved_by_activation is not None:  # its output is not known yet
+            self._saved_by_activation.append(saved)
+        return saved
+
+    def _or_pass(self, tensor: Tensor) -> 'Tensor | _Pass':
+        """The pass through an activation that the tensor comes of; else itself."""
+        known = self._outputs.values()
+        return next((one for output, one in known if _same_memory(tensor, output)), tensor)
+
+
+@dataclass
+class _Saved:
+    """What autograd holds in place of a tensor."""
+
+    value: 'Tensor | _Pass'
+
+
+@dataclass
+class _Pass:
+    """One through an activation."""
+
+    activation: nn.Module
+    entered: Tensor
+    version: int
+
+    @torch.no_grad()
+    def again(self) -> Tensor:
+        """What left the activation."""
+        if self.entered._version != self.version:  # as autograd says it of what it keeps itself
+            raise RuntimeError(
+                f'The features that entered {type(self.activation).__name__} have been modified in '
+                'place; the gradient needs them.'
+            )
+        entered = self.entered.clone() if _overwrites(self.activation) else self.entered
+        return self.activation(entered)
+
+
+def _unpack(saved: _Saved) -> Tensor:
+    return saved.value.again() if isinstance(saved.value, _Pass) else saved.value
+
+
+def _overwrites(module: nn.Module) -> bool:
+    return getattr(module, 'inplace', False)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a.storage_offset() == b.storage_offset()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+    )

@@ -1,0 +1,37 @@
+"""A ReLU that gradients pass through on their way to what is trained before a frozen head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class MaskedReLU(nn.ReLU):
+    """A ReLU for which autograd keeps a byte for every number, and not the number.
+
+    The stock one keeps its output, which a trained layer behind it needs, too; a frozen one does
+    not.
+    """
+
+    @classmethod
+    def convert(cls, relu: nn.ReLU) -> None:
+        """Make ``relu`` one of these."""
+        relu.__class__ = cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return _Masked.apply(x)
+        return super().forward(x)
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x > 0)
+        return x.relu()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream * ctx.saved_tensors[0]

@@ -1,0 +1,49 @@
+"""The ReLU of a frozen head: the stock one's numbers, and a byte of memory for each."""
+
+import pytest
+import torch
+from torch import nn
+
+from ld_plugin.detectors.masked_relu import MaskedReLU
+
+
+def masked(inplace: bool = True) -> nn.ReLU:
+    relu = nn.ReLU(inplace)
+    MaskedReLU.convert(relu)
+    return relu
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_numbers_are_the_stock_ones(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=dtype)
+    x[0, 0, 0, :3] = torch.tensor([0.0, -0.0, torch.inf], dtype=dtype)
+    upstream, found = torch.randn_like(x), []
+    for relu in (nn.ReLU(), masked()):
+        leaf = x.clone().requires_grad_()
+        y = relu(leaf)
+        found.append((y.detach(), *torch.autograd.grad(y, leaf, upstream)))
+    for pair in zip(*found, strict=True):
+        assert torch.equal(*pair)
+
+
+def test_gradcheck() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(masked(), x)
+
+
+def test_a_byte_is_kept() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    y = masked()(x)
+    (kept,) = y.grad_fn.saved_tensors
+    assert kept.dtype == torch.bool
+    assert torch.equal(kept, x > 0)
+
+
+def test_without_a_gradient_it_overwrites_its_input() -> None:
+    x = torch.tensor([-1.0, 2.0])
+    assert masked()(x) is x
+    assert x.tolist() == [0, 2]
+    leaf = torch.tensor([-1.0, 2.0], requires_grad=True)
+    with torch.no_grad():
+        assert masked(inplace=False)(leaf).tolist() == [0, 2]
+    assert leaf.tolist() == [-1, 2]
