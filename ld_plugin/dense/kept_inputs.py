@@ -1,7 +1,7 @@
 """Let an activation's input be kept for the backward pass, and not its output."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -32,9 +32,7 @@ class KeptInputs:
             for module in self._activations:
                 entered.callback(module.register_forward_pre_hook(self._enter).remove)
                 entered.callback(module.register_forward_hook(self._leave).remove)
-                if _overwrites(module):
-                    module.inplace = False
-                    entered.callback(setattr, module, 'inplace', True)
+                entered.enter_context(_not_overwriting(module))
             if self._activations:
                 hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
                 entered.enter_context(hooks)
@@ -95,16 +93,25 @@ class _Pass:
                 f'The features that entered {type(self.activation).__name__} have been modified in '
                 'place; the gradient needs them.'
             )
-        entered = self.entered.clone() if _overwrites(self.activation) else self.entered
-        return self.activation(entered)
+        with _not_overwriting(self.activation):
+            return self.activation(self.entered)
 
 
 def _unpack(saved: _Saved) -> Tensor:
     return saved.value.again() if isinstance(saved.value, _Pass) else saved.value
 
 
-def _overwrites(module: nn.Module) -> bool:
-    return getattr(module, 'inplace', False)
+@contextmanager
+def _not_overwriting(module: nn.Module) -> Iterator[None]:
+    overwrites = getattr(module, 'inplace', False)
+    if not overwrites:
+        yield
+        return
+    module.inplace = False
+    try:
+        yield
+    finally:
+        module.inplace = True
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
