@@ -18,8 +18,8 @@ class KeptInputs:
     there is still one map. The gradients are the same to the last bit.
 
     Args:
-        activations: Modules that give the same output again. Whatever saves one of theirs in here
-            does so before the same module is called again.
+        activations: The modules. ``nn.RReLU``, which would draw other slopes the second time, has
+            its outputs kept as usual.
     """
 
     def __init__(self, activations: Iterable[nn.Module]) -> None:
@@ -30,9 +30,10 @@ class KeptInputs:
         self._saved_by_activation: list[_Saved] | None = None
         with ExitStack() as entered:
             for module in self._activations:
-                entered.callback(module.register_forward_pre_hook(self._enter).remove)
-                entered.callback(module.register_forward_hook(self._leave).remove)
                 entered.enter_context(_not_overwriting(module))
+                if not isinstance(module, nn.RReLU):
+                    entered.callback(module.register_forward_pre_hook(self._enter).remove)
+                    entered.callback(module.register_forward_hook(self._leave).remove)
             if self._activations:
                 hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
                 entered.enter_context(hooks)

@@ -48,6 +48,17 @@ def test_gradients_are_the_same_to_the_last_bit(activation: nn.Module) -> None:
         assert torch.equal(*pair)
 
 
+def test_random_slopes_are_not_drawn_twice() -> None:
+    model, found = tower(nn.RReLU(inplace=True)), []
+    for activations in ([], [model[1]]):
+        torch.manual_seed(0)
+        with KeptInputs(activations):
+            value = loss(model)
+        found.append(gradients(model, value))
+    for pair in zip(*found, strict=True):
+        assert torch.equal(*pair)
+
+
 @contextmanager
 def storages(module: nn.Module, at: str) -> Iterator[list[StorageWeakRef]]:
     """Of what enters or leaves a module, whether somebody still holds them or not."""
