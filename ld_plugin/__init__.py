@@ -1,6 +1,6 @@
 """Knowledge distillation for MMDetection and MMRotate: any stock config becomes a distilled one."""
 
-from . import detectors, distillers, heads, losses, regions
+from . import detectors, distillers, heads, losses, regions, runner
 from .errors import ConfigError, NonFiniteTeacherError
 from .version import __version__
 
@@ -13,4 +13,5 @@ __all__ = [
     'heads',
     'losses',
     'regions',
+    'runner',
 ]

@@ -3,38 +3,13 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 
-from .data_check import training_classes
-from .detectors.distilled import DistilledDetector
 from .detectors.model_config import read_file
-
-
-class _Runner(Runner):
-    """mmengine's, with two things that it cannot know of."""
-
-    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
-        """Compare class names now, if the config tells them, and not in the first step alone."""
-        built = super().build_model(model)
-        if isinstance(built, DistilledDetector) and (names := training_classes(self.cfg)):
-            built.match_classes(names)
-        return built
-
-    @master_only
-    def dump_config(self) -> None:
-        """Write the config that it ran as `config.py`, not under the name of the config file.
-
-        In an editable install MIM looks for a config's name in the whole source tree, work folders
-        included, and refuses a name found twice: a copy of that name would make every second
-        `mim train mmdet-ld-plugin NAME` fail.
-        """
-        self.cfg.dump(Path(self.work_dir, 'config.py'))
+from .runner import DistillationRunner
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -77,5 +52,5 @@ def load_config(args: Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the config's own runner if it names one (`runner_type`), else mmengine's."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else _Runner.from_cfg(cfg)
+    """Build the runner that the config names in `runner_type`, else a DistillationRunner."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else DistillationRunner.from_cfg(cfg)

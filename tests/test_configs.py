@@ -592,7 +592,7 @@ def _teachers() -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield name, _model(name)['teacher']
 
 
-def test_configs_with_a_teacher_import_the_plugin() -> None:
+def test_configs_with_a_teacher_import_the_plugin_and_name_its_runner() -> None:
     """MMDetection's own program knows its types from nowhere else; a failed import must stop it."""
     names = [name for name, _ in _teachers()]
     assert names
@@ -600,6 +600,7 @@ def test_configs_with_a_teacher_import_the_plugin() -> None:
         imports = _read(name).get('custom_imports', {})
         assert 'ld_plugin' in imports.get('imports', []), name
         assert imports.allow_failed_imports is False, name
+        assert _read(name).runner_type == 'DistillationRunner', name
 
 
 def test_stock_teachers_have_a_published_checkpoint() -> None:

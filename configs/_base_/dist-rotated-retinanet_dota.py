@@ -21,3 +21,4 @@ test_evaluator = dict(
 )
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

@@ -13,3 +13,4 @@ val_evaluator = dict(iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 
 test_evaluator = val_evaluator
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

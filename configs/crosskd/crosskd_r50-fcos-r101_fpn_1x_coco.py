@@ -11,3 +11,4 @@ model = dict(
     distillers=crosskd,
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

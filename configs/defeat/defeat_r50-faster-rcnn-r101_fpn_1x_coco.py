@@ -8,3 +8,4 @@ model = dict(
     distillers=defeat_two_stage,
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

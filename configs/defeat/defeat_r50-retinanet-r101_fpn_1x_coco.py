@@ -8,3 +8,4 @@ model = dict(
     distillers=defeat,
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

@@ -100,3 +100,4 @@ auto_scale_lr = dict(enable=False, base_batch_size=4)
 # two, so that one is whole if a run ends while the other is being written
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

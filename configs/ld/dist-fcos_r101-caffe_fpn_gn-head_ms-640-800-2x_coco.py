@@ -3,3 +3,4 @@ _base_ = 'mmdet::fcos/fcos_r101-caffe_fpn_gn-head_ms-640-800-2x_coco.py'
 
 model = dict(bbox_head=dict(type='DistributionFCOSHead', reg_max=16))
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

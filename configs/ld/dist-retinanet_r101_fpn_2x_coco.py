@@ -9,3 +9,4 @@ model = dict(
     ),
 )
 custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+runner_type = 'DistillationRunner'

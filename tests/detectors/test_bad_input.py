@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub
+from mmengine.registry import RUNNERS
 
 from ld_plugin import ConfigError
 from ld_plugin.data_check import training_classes
@@ -835,18 +836,24 @@ def test_text_in_place_of_class_names() -> None:
     )
 
 
-def test_other_class_names_are_refused_when_the_program_builds_the_model(tmp_path: Path) -> None:
-    """By `tools/train.py`, which knows the config of the data set; no data are read."""
+@pytest.mark.parametrize('make', [build_runner, RUNNERS.build])
+def test_other_class_names_are_refused_when_the_program_builds_the_model(
+    make: Callable, tmp_path: Path
+) -> None:
+    """By `tools/train.py`, and by any program that runs the plugin's runner; no data are read."""
     cfg = Config.fromfile(ROOT / 'configs' / 'bccd' / 'gfl_r18_fpn_12e_bccd.py')
     cfg.work_dir = str(tmp_path)
     classes = ('moon', 'sun', 'earth')
     cfg.model = tiny_distilled(teacher_named(*classes), ld_main)
-    found = message(lambda: build_runner(cfg))
+    cfg.pop('runner_type', None)
+    if make is not build_runner:  # but what such programs call
+        cfg.runner_type = 'DistillationRunner'
+    found = message(lambda: make(cfg))
     assert f'teacher {classes}, student {("RBC", "WBC", "Platelets")}' in found
 
     cfg.model.teacher.classes = ('Platelets', 'WBC', 'moon')
     with pytest.warns(UserWarning, match=r"so they are not distilled: \['RBC'\]"):
-        build_runner(cfg)
+        make(cfg)
 
 
 def test_data_set_without_a_type() -> None:

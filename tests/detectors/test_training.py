@@ -14,13 +14,13 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import nn
 
-from ld_plugin import launch
 from ld_plugin.distillers.schedules import (
     ConstantSchedule,
     LinearDecaySchedule,
     LinearWarmupSchedule,
 )
 from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, rm_pfi
+from ld_plugin.runner import DistillationRunner
 from tests.families import tiny
 from tests.models import (
     TinyDataset,
@@ -392,5 +392,5 @@ def test_one_process_writes_the_config(
 ) -> None:
     monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: rank)
     runner = SimpleNamespace(cfg=Config(dict(one=1)), work_dir=str(tmp_path))
-    launch._Runner.dump_config(runner)
+    DistillationRunner.dump_config(runner)
     assert [path.name for path in tmp_path.iterdir()] == ([] if rank else ['config.py'])

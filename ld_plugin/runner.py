@@ -1,0 +1,43 @@
+"""mmengine's runner, with what it cannot know of distillation."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from .data_check import training_classes
+from .detectors.distilled import DistilledDetector
+
+
+@RUNNERS.register_module()
+class DistillationRunner(Runner):
+    """mmengine's, which compares class names when it builds the model.
+
+    MMDetection's and MMRotate's own programs run it for configs with
+    ``runner_type = 'DistillationRunner'``. Under another runner the first training step compares
+    the names.
+    """
+
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        """As mmengine's; then pair the classes of a distilled detector with its teacher's.
+
+        Raises:
+            ConfigError: The teacher does not know the classes that the config tells.
+        """
+        built = super().build_model(model)
+        if isinstance(built, DistilledDetector) and (names := training_classes(self.cfg)):
+            built.match_classes(names)
+        return built
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config that it ran as ``config.py``, not under the name of the config file.
+
+        In an editable install MIM looks for a config's name in the whole source tree, work folders
+        included, and refuses a name found twice: a copy of that name would make every second
+        ``mim train mmdet-ld-plugin NAME`` fail.
+        """
+        self.cfg.dump(Path(self.work_dir, 'config.py'))
