@@ -96,9 +96,9 @@ class DistilledDetector:
     def match_classes(self, names: Sequence[str] | None) -> None:
         """Pair the student's classes with the teacher's by name.
 
-        ``mim train mmdet-ld-plugin`` does so when the model is built, with the names that the
-        config tells; the first step after :meth:`train`, in any program, with those of the data
-        set itself.
+        :class:`~ld_plugin.runner.DistillationRunner` does so when the model is built, with the
+        names that the config tells; the first step after :meth:`train`, under any runner, with
+        those of the data set itself.
 
         Args:
             names: Of the student's classes; None if unknown.
