@@ -28,16 +28,16 @@ class KeptInputs:
     def __enter__(self) -> 'KeptInputs':
         self._outputs: dict[nn.Module, tuple[Tensor, _Pass]] = {}
         self._saved_by_activation: list[_Saved] | None = None
-        with ExitStack() as entered:
+        with ExitStack() as stack:
             for module in self._activations:
-                entered.enter_context(_not_overwriting(module))
+                stack.enter_context(_not_overwriting(module))
                 if not isinstance(module, nn.RReLU):
-                    entered.callback(module.register_forward_pre_hook(self._enter).remove)
-                    entered.callback(module.register_forward_hook(self._leave).remove)
+                    stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                    stack.callback(module.register_forward_hook(self._leave).remove)
             if self._activations:
                 hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
-                entered.enter_context(hooks)
-            self._on_exit = entered.pop_all()
+                stack.enter_context(hooks)
+            self._on_exit = stack.pop_all()
         return self
 
     def __exit__(

@@ -49,8 +49,7 @@ class HeadRecorder:
         self.head = head
         self.methods = methods
         self.watched = watched or {}
-        self.kept = keep or (lambda entered: entered)
-        self._keeps_all = keep is None
+        self.keep = keep
         self.inputs: tuple = ()
         self.outs: tuple = ()
         self.returned: dict[str, list[Any]] = defaultdict(list)
@@ -58,22 +57,22 @@ class HeadRecorder:
         self.entered: dict[Hashable, list[Any]] = defaultdict(list)
 
     def __enter__(self) -> 'HeadRecorder':
-        with ExitStack() as entered:
+        with ExitStack() as stack:
             hook = self.head.register_forward_hook(self._record_forward)
-            entered.callback(hook.remove)
+            stack.callback(hook.remove)
             for name, modules in self.watched.items():
                 for module in modules:
                     hook = module.register_forward_pre_hook(partial(self._record_input, name))
-                    entered.callback(hook.remove)
-            if self._keeps_all:
+                    stack.callback(hook.remove)
+            if self.keep is None:
                 watched = [module for modules in self.watched.values() for module in modules]
-                entered.enter_context(KeptInputs(watched))
+                stack.enter_context(KeptInputs(watched))
             for name in self.methods:
                 owner, method = self._locate(name)
                 setattr(owner, method, self._wrap(name, owner, method))
                 # uncovers the class's own method again
-                entered.callback(delattr, owner, method)
-            self._on_exit = entered.pop_all()
+                stack.callback(delattr, owner, method)
+            self._on_exit = stack.pop_all()
         return self
 
     def __exit__(
@@ -93,6 +92,10 @@ class HeadRecorder:
 
     def _record_input(self, name: Hashable, module: nn.Module, args: tuple) -> None:
         self.entered[name].append(self.kept(args[0]))
+
+    def kept(self, entered: Tensor) -> Any:
+        """What is kept of an input."""
+        return entered if self.keep is None else self.keep(entered)
 
     def _wrap(self, name: str, owner: Any, method: str) -> Any:
         call = getattr(owner, method)
