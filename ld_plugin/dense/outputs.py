@@ -129,9 +129,9 @@ class DenseOutputs:
         quality_maps: Per level, logits (N, A, H, W) of the branch that rates a box, before the
             sigmoid (centerness, IoU or objectness); empty where the head has none.
         head_features: By i, what left the i-th stacked convolutions of the head; those that a
-            distiller asked for. Of a teacher each level is its
-            :class:`~ld_plugin.losses.ChannelStatistics` alone, for features take memory until the
-            student's forward pass is over.
+            distiller asked for. A student's must not be modified, as its backward pass needs them.
+            Of a teacher each level is its :class:`~ld_plugin.losses.ChannelStatistics` alone, for
+            features take memory until the student's forward pass is over.
         rest_of_head: The head behind its i-th stacked convolutions: from i and features, which it
             overwrites, to class maps and regression maps; None where nobody asked for it.
     """
