@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 
-class KeptInputs:
-    """Context manager: autograd keeps what enters some activations instead of what leaves them.
+@contextmanager
+def kept_inputs(activations: Iterable[nn.Module]) -> Iterator[None]:
+    """Let autograd keep what enters some activations instead of what leaves them.
 
     A stock activation overwrites its input, so whoever wants to look at that later needs a second
     map of its size. In here the activations do not overwrite it, and their outputs, which autograd
@@ -21,45 +21,38 @@ class KeptInputs:
         activations: The modules. ``nn.RReLU``, which would draw other slopes the second time, has
             its outputs kept as usual.
     """
+    activations, passes = set(activations), _Passes()
+    with ExitStack() as stack:
+        stack.callback(passes.outputs.clear)
+        for module in activations:
+            stack.enter_context(_not_overwriting(module))
+            if not isinstance(module, nn.RReLU):
+                stack.callback(module.register_forward_pre_hook(passes.enter).remove)
+                stack.callback(module.register_forward_hook(passes.leave).remove)
+        if activations:
+            hooks = torch.autograd.graph.saved_tensors_hooks(passes.pack, _unpack)
+            stack.enter_context(hooks)
+        yield
 
-    def __init__(self, activations: Iterable[nn.Module]) -> None:
-        self._activations = set(activations)
 
-    def __enter__(self) -> 'KeptInputs':
-        self._outputs: dict[nn.Module, tuple[Tensor, _Pass]] = {}
+class _Passes:
+    """Through every activation the last one, by which its output is known again."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[nn.Module, tuple[Tensor, _Pass]] = {}
         self._saved_by_activation: list[_Saved] | None = None
-        with ExitStack() as stack:
-            for module in self._activations:
-                stack.enter_context(_not_overwriting(module))
-                if not isinstance(module, nn.RReLU):
-                    stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                    stack.callback(module.register_forward_hook(self._leave).remove)
-            if self._activations:
-                hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
-                stack.enter_context(hooks)
-            self._on_exit = stack.pop_all()
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._outputs.clear()
-        self._on_exit.close()
-
-    def _enter(self, module: nn.Module, args: tuple) -> None:
+    def enter(self, module: nn.Module, args: tuple) -> None:
         self._saved_by_activation = []
 
-    def _leave(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def leave(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         # while it is held here, no other tensor can have its memory
-        self._outputs[module] = output, _Pass(module, args[0], args[0]._version)
+        self.outputs[module] = output, _Pass(module, args[0], args[0]._version)
         for saved in self._saved_by_activation:
             saved.value = self._or_pass(saved.value)
         self._saved_by_activation = None
 
-    def _pack(self, tensor: Tensor) -> '_Saved':
+    def pack(self, tensor: Tensor) -> '_Saved':
         saved = _Saved(self._or_pass(tensor))
         if self._saved_by_activation is not None:  # its output is not known yet
             self._saved_by_activation.append(saved)
@@ -67,7 +60,7 @@ class KeptInputs:
 
     def _or_pass(self, tensor: Tensor) -> 'Tensor | _Pass':
         """The pass through an activation that the tensor comes of; else itself."""
-        known = self._outputs.values()
+        known = self.outputs.values()
         return next((one for output, one in known if _same_memory(tensor, output)), tensor)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .kept_inputs import KeptInputs
+from .kept_inputs import kept_inputs
 
 
 class HeadRecorder:
@@ -66,7 +66,7 @@ class HeadRecorder:
                     stack.callback(hook.remove)
             if self.keep is None:
                 watched = [module for modules in self.watched.values() for module in modules]
-                stack.enter_context(KeptInputs(watched))
+                stack.enter_context(kept_inputs(watched))
             for name in self.methods:
                 owner, method = self._locate(name)
                 setattr(owner, method, self._wrap(name, owner, method))

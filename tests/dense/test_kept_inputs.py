@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ld_plugin.dense.kept_inputs import KeptInputs
+from ld_plugin.dense.kept_inputs import kept_inputs
 
 ACTIVATIONS = [nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(inplace=True), nn.GELU(), nn.PReLU()]
 every_activation = pytest.mark.parametrize('activation', ACTIVATIONS, ids=str)
@@ -40,7 +40,7 @@ def test_gradients_are_the_same_to_the_last_bit(activation: nn.Module) -> None:
     model = tower(activation)
     expected = gradients(model, loss(model))
     overwrites = getattr(activation, 'inplace', None)
-    with KeptInputs([activation]):
+    with kept_inputs([activation]):
         value = loss(model)
     assert getattr(activation, 'inplace', None) == overwrites
     assert not (activation._forward_hooks or activation._forward_pre_hooks)
@@ -52,7 +52,7 @@ def test_random_slopes_are_not_drawn_twice() -> None:
     model, found = tower(nn.RReLU(inplace=True)), []
     for activations in ([], [model[1]]):
         torch.manual_seed(0)
-        with KeptInputs(activations):
+        with kept_inputs(activations):
             value = loss(model)
         found.append(gradients(model, value))
     for pair in zip(*found, strict=True):
@@ -79,7 +79,7 @@ def storages(module: nn.Module, at: str) -> Iterator[list[StorageWeakRef]]:
 def test_what_leaves_is_not_kept(activation: nn.Module) -> None:
     model = tower(activation)
     with storages(activation, 'output') as outputs, storages(activation, 'input') as inputs:
-        with KeptInputs([activation]):
+        with kept_inputs([activation]):
             value = loss(model)
         assert all(output.expired() for output in outputs)
         assert not any(entered.expired() for entered in inputs)
@@ -98,7 +98,7 @@ def test_without_it_what_leaves_is_kept() -> None:
 def test_what_others_save_stays_theirs() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Sigmoid())
     expected = gradients(model, loss(model))
-    with KeptInputs([model[1]]):
+    with kept_inputs([model[1]]):
         value = loss(model)
     for pair in zip(gradients(model, value), expected, strict=True):
         assert torch.equal(*pair)
@@ -107,7 +107,7 @@ def test_what_others_save_stays_theirs() -> None:
 def test_an_input_that_was_modified_is_refused() -> None:
     model, entered = tower(nn.ReLU()), []
     hook = model[1].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    with KeptInputs([model[1]]):
+    with kept_inputs([model[1]]):
         value = loss(model)
     hook.remove()
     entered[0].detach().mul_(2)
@@ -117,7 +117,7 @@ def test_an_input_that_was_modified_is_refused() -> None:
 
 def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
     model = tower(nn.ReLU(inplace=True))
-    with pytest.raises(RuntimeError), KeptInputs([model[1]]):
+    with pytest.raises(RuntimeError), kept_inputs([model[1]]):
         model(torch.zeros(1, 5, 4, 4))
     assert model[1].inplace
     assert not (model[1]._forward_hooks or model[1]._forward_pre_hooks)
