@@ -2,6 +2,8 @@
 
     _base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
     from ld_plugin.recipes import ld_full
+    custom_imports = dict(imports=['ld_plugin'], allow_failed_imports=False)
+    runner_type = 'DistillationRunner'
     model = dict(type='DistilledSingleStageDetector', teacher=dict(...), distillers=ld_full)
 
 ``_base_`` must come first: mmengine takes a file that begins with an import for a config of another

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine import Config, ConfigDict
+from mmengine.registry import RUNNERS
 
 from ld_plugin import ConfigError
 from ld_plugin.recipes import ld_full
+from ld_plugin.runner import DistillationRunner
 from tests.models import batch, build, losses, tiny_gfl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,21 +142,33 @@ def test_own_head_is_refused_localization_distillation() -> None:
         build(linear_model(dict(ld=dict(type='LocalizationDistiller'))))
 
 
+def test_readmes_configs_name_the_runner() -> None:
+    """Which compares class names when it builds the model."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    configs = [block for block in blocks if 'teacher=' in block]
+    assert len(configs) == 3
+    for config in configs:
+        assert re.search("^runner_type = '?DistillationRunner'?$", config, re.MULTILINE)
+
+
 @pytest.mark.parametrize('imported', ['ld_full', '*'])
 def test_pure_python_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported: str) -> None:
     """The README's own, over a tiny detector; what the runner writes of it can be built too."""
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-    (config,) = (block for block in blocks if 'read_base' in block)
+    (text,) = (block for block in blocks if 'read_base' in block)
     stock = f'from mmdet.models import GFL\nmodel = {tiny_gfl().to_dict()}\n'
     monkeypatch.chdir(tmp_path)
-    Path('student.py').write_text(config.replace('import ld_full', f'import {imported}'))
+    Path('student.py').write_text(text.replace('import ld_full', f'import {imported}'))
     for name in ('gfl_r50_fpn_1x_coco.py', 'gfl_r101_fpn_2x_coco.py'):
         Path(name).write_text(f'{stock}model.update(type=GFL)\n')
     torch.save(dict(state_dict=build(tiny_gfl(), 7).state_dict()), 'gfl_r101_fpn_2x_coco.pth')
     Config.fromfile('student.py').dump('dumped.py')
     found = []
     for name in ('student.py', 'dumped.py'):
-        model = build(Config.fromfile(name).model)
+        config = Config.fromfile(name)
+        config.update(work_dir='.', default_scope='mmdet')
+        assert type(RUNNERS.build(config)) is DistillationRunner
+        model = build(config.model)
         assert set(model.distillers) == set(ld_full)
         found.append(losses(model, batch()))
     assert found[0] == found[1]
