@@ -44,15 +44,23 @@ def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
     ('detector', 'recipes'),
     [
         ('rotated-retinanet', ['rotated_ld_kld', 'bckd']),
+        ('rotated-atss', ['bckd']),
+        ('dist-rotated-fcos', ['ld_point']),
+        ('rotated-rtmdet', ['bckd']),
         ('faster-rcnn', ['defeat_two_stage', 'pkd']),
+        ('oriented-rcnn', ['defeat_two_stage']),
     ],
 )
 def test_measures_other_students(detector: str, recipes: list[str], tmp_path: Path) -> None:
     if benchmark.DETECTORS[detector].scope == 'mmrotate':
         pytest.importorskip('mmrotate')
-    options = OPTIONS.replace('ld_full', ' '.join(recipes)).split()
+    is_rtmdet = detector == 'rotated-rtmdet'
+    # a group of the group norm's has two channels, as the last level has one cell
+    sizes = '--teacher tiny --student tiny' if is_rtmdet else '--teacher 18 --channels 64'
+    options = OPTIONS.replace('ld_full', ' '.join(recipes))
+    options = options.replace('--teacher 18 --channels 32', sizes)
     path = tmp_path / 'speed.json'
-    command = [*options, '--detector', detector, '--batch', '1', '--json', str(path)]
+    command = [*options.split(), '--detector', detector, '--batch', '1', '--json', str(path)]
     assert benchmark.main(command) == 0
     rows = {row['name']: row for row in json.loads(path.read_text())['steps']}
     assert 'mmdet LDHead' not in rows
@@ -70,6 +78,24 @@ def test_the_eager_teacher_classifies_as_many_boxes_as_the_student_samples() -> 
     *_, classes, boxes = bench._look()
     assert classes.shape == (len(bench.rois), 81)
     assert boxes.shape == (len(bench.rois), 4 * 80)
+
+
+@pytest.mark.parametrize(
+    ('options', 'found'),
+    [
+        ('--teacher 19', "--teacher: '19' is no size of gfl: ('18', '34', '50', '101')"),
+        ('--detector rotated-rtmdet --student 18', "--student: '18' is no size of rotated-rtmdet"),
+        ('--detector rotated-rtmdet --channels 64', '--channels: those of rotated-rtmdet go with'),
+    ],
+)
+def test_sizes_are_those_of_the_detector(
+    options: str, found: str, capsys: pytest.CaptureFixture
+) -> None:
+    if 'rotated' in options:
+        pytest.importorskip('mmrotate')
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(options.split())
+    assert found in capsys.readouterr().err
 
 
 def test_ratios_are_taken_within_a_round() -> None:

@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ from ld_plugin.regions.geometry import valuable_localization_region
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector to distil.
+    """A detector with a ResNet to distil.
 
     Attributes:
         config: Its stock config.
@@ -67,13 +67,60 @@ class Detector:
 
     config: str
     head: Mapping[str, Any] = field(default_factory=dict)
+    sizes: ClassVar[tuple[str, ...]] = ('18', '34', '50', '101')
+    default_teacher: ClassVar[str] = '50'
+    default_student: ClassVar[str] = '18'
+    default_channels: ClassVar[int | None] = 256
 
     @property
     def scope(self) -> str:
         """The package of its config, which is the registry's scope too."""
         return self.config.split('::')[0]
 
+    def model(self, size: str, channels: int | None) -> ConfigDict:
+        """The ``model`` of the stock config in another size, without pretrained weights.
 
+        Args:
+            size: One of ``sizes``.
+            channels: Of neck and heads; None where the size says it.
+        """
+        model = get_config(self.config).model
+        widths = [64, 128, 256, 512] if int(size) < 50 else [256, 512, 1024, 2048]
+        model.backbone.update(depth=int(size), init_cfg=None)
+        model.neck.update(in_channels=widths, out_channels=channels)
+        dense = model.get('bbox_head') or model.rpn_head
+        dense.update(in_channels=channels, feat_channels=channels)
+        if 'roi_head' in model:
+            model.roi_head.bbox_roi_extractor.out_channels = channels
+            model.roi_head.bbox_head.in_channels = channels
+        self._replace(dense)
+        return model
+
+    def _replace(self, head: ConfigDict) -> None:
+        for name, value in self.head.items():
+            head[name] = value  # update() would merge it with the stock value
+
+
+class RTMDet(Detector):
+    """Of which every size has a config of its own, which stands in ``config`` as ``{size}``."""
+
+    sizes = ('tiny', 's', 'm', 'l')
+    default_teacher = 'l'
+    default_student = 's'
+    default_channels = None
+
+    def model(self, size: str, channels: int | None) -> ConfigDict:
+        model = get_config(self.config.format(size=size)).model
+        model.backbone.init_cfg = None
+        for part in (model.backbone, model.neck, model.bbox_head):
+            part.norm_cfg.type = 'BN'  # synchronised batch norm runs on GPUs alone
+        self._replace(model.bbox_head)
+        return model
+
+
+#: for heads whose stock loss, of rotated IoU, has no operator for a processor
+_GAUSSIAN = dict(loss_bbox=dict(type='GDLoss_v1', loss_type='kld', fun='log1p', tau=1))
+_ROTATED_FCOS = 'mmrotate::rotated_fcos/rotated-fcos-le90_r50_fpn_kld_1x_dota.py'
 DETECTORS = {
     'gfl': Detector('mmdet::gfl/gfl_r50_fpn_1x_coco.py'),
     'retinanet': Detector('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'),
@@ -92,6 +139,15 @@ DETECTORS = {
         'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld_1x_dota.py',
         dict(type='mmdet.DistributionRotatedRetinaHead'),
     ),
+    'rotated-atss': Detector(
+        'mmrotate::rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py', _GAUSSIAN
+    ),
+    'rotated-fcos': Detector(_ROTATED_FCOS),
+    'dist-rotated-fcos': Detector(_ROTATED_FCOS, dict(type='mmdet.DistributionRotatedFCOSHead')),
+    'rotated-rtmdet': RTMDet(
+        'mmrotate::rotated_rtmdet/rotated_rtmdet_{size}-3x-dota.py', _GAUSSIAN
+    ),
+    'oriented-rcnn': Detector('mmrotate::oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py'),
 }
 STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 RECIPES = {
@@ -170,20 +226,6 @@ def _turned(boxes: Tensor, generator: torch.Generator) -> BaseBoxes:
     return RotatedBoxes(rotated)
 
 
-def detector(which: Detector, depth: int, channels: int) -> ConfigDict:
-    """The ``model`` of a stock config in another depth and width."""
-    model = get_config(which.config).model
-    widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
-    model.backbone.update(depth=depth, init_cfg=None)
-    model.neck.update(in_channels=widths, out_channels=channels)
-    dense = model.get('bbox_head') or model.rpn_head
-    dense.update(in_channels=channels, feat_channels=channels, **which.head)
-    if 'roi_head' in model:
-        model.roi_head.bbox_roi_extractor.out_channels = channels
-        model.roi_head.bbox_head.in_channels = channels
-    return model
-
-
 class Bench:
     """Builds the cases. They share the student, so its weights are there only once.
 
@@ -195,7 +237,7 @@ class Bench:
         self.args = args
         self.device = torch.device(args.device)
         self.which = DETECTORS[args.detector]
-        student = detector(self.which, args.student, args.channels)
+        student = self.which.model(args.student, args.channels)
         self.has_two_stages = 'roi_head' in student
         classifier = student.get('roi_head', student).bbox_head
         self.batch = Batch.random(
@@ -203,7 +245,7 @@ class Bench:
         )
         self.rois = self._rois(student.train_cfg.rcnn.sampler.num) if self.has_two_stages else None
         self.student = self._build(student)
-        self.eager = self._build(detector(self.which, args.teacher, args.channels)).eval()
+        self.eager = self._build(self.which.model(args.teacher, args.channels)).eval()
 
     def cases(self) -> Iterator[Case]:
         """All cases, each built when it is asked for."""
@@ -251,16 +293,16 @@ class Bench:
         return built
 
     def _ld_head(self) -> nn.Module:
-        model = detector(Detector(STOCK_LD), self.args.student, self.args.channels)
-        teacher = detector(self.which, self.args.teacher, self.args.channels)
+        model = Detector(STOCK_LD).model(self.args.student, self.args.channels)
+        teacher = self.which.model(self.args.teacher, self.args.channels)
         model.update(teacher_config=dict(model=teacher), teacher_ckpt=None)
         built = self._build(model)
         built.teacher_model = self.eager
         return built
 
     def _distilled(self, distillers: Mapping[str, Any], precision: str) -> nn.Module:
-        model = detector(self.which, self.args.student, self.args.channels)
-        teacher = detector(self.which, self.args.teacher, self.args.channels)
+        model = self.which.model(self.args.student, self.args.channels)
+        teacher = self.which.model(self.args.teacher, self.args.channels)
         config = dict(model=teacher, default_scope=self.which.scope)
         stages = 'TwoStage' if self.has_two_stages else 'SingleStage'
         model.update(
@@ -472,11 +514,17 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    depths = (18, 34, 50, 101)
     add('--detector', default='gfl', choices=list(DETECTORS), help='default: %(default)s')
-    add('--teacher', type=int, default=50, choices=depths, help="depth of the teacher's ResNet")
-    add('--student', type=int, default=18, choices=depths, help="depth of the student's ResNet")
-    add('--channels', type=positive, default=256, help='of neck and heads (default: 256)')
+    sizes = (
+        f"{', '.join(Detector.sizes)}, the depth of a ResNet; RTMDet's {', '.join(RTMDet.sizes)}"
+    )
+    add('--teacher', metavar='SIZE', help=f'{sizes} (default: 50; l)')
+    add('--student', metavar='SIZE', help='likewise (default: 18; s)')
+    add(
+        '--channels',
+        type=positive,
+        help='of neck and heads (default: 256); those of RTMDet go with its size',
+    )
     add('--size', type=positive, default=320, help='height and width in pixels (default: 320)')
     add('--batch', type=positive, default=2, help='images per step (default: 2)')
     add('--objects', type=int, default=8, help='per image (default: 8)')
@@ -494,8 +542,17 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--json', type=Path, metavar='OUT', help='also write the results here')
     options = parser.parse_args(args)
-    if not is_installed(DETECTORS[options.detector].scope):
+    which = DETECTORS[options.detector]
+    if not is_installed(which.scope):
         parser.error(f"--detector {options.detector} needs MMRotate: pip install '.[rotated]'")
+    for role, default in (('teacher', which.default_teacher), ('student', which.default_student)):
+        size = getattr(options, role) or default
+        if size not in which.sizes:
+            parser.error(f'--{role}: {size!r} is no size of {options.detector}: {which.sizes}')
+        setattr(options, role, size)
+    if which.default_channels is None and options.channels is not None:
+        parser.error(f'--channels: those of {options.detector} go with its size')
+    options.channels = options.channels or which.default_channels
     return options
 
 
