@@ -13,12 +13,20 @@ class HeadFeatures(NamedTuple):
 
     Attributes:
         classes: Level after level, of the classification branch, (N, F, H, W), or what is kept of
-            it.
+            it; None where nobody asks for the branch.
         boxes: Level after level, of the regression branch, likewise.
     """
 
-    classes: Iterable[Any]
-    boxes: Iterable[Any]
+    classes: Iterable[Any] | None = None
+    boxes: Iterable[Any] | None = None
+
+
+def nothing(like: Tensor, images: int, channels: int) -> Tensor:
+    """Zeros in place of a level that nobody looks at, (images, channels, 2, 2).
+
+    A single cell would ask a processor's convolutions for other weights than larger maps do.
+    """
+    return like.new_zeros(images, channels, 2, 2)
 
 
 class Tower:

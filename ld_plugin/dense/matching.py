@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .context import Assignment, DistillationContext
-from .head_features import HeadFeatures
+from .head_features import HeadFeatures, nothing
 from .outputs import DenseOutputs, HeadSpec, RestOfHead
 from .rois import RoIStage
 
@@ -115,16 +115,22 @@ def take_levels(outputs: DenseOutputs, levels: Sequence[int]) -> DenseOutputs:
 
 
 def _rest_of_levels(outputs: DenseOutputs, levels: Sequence[int]) -> RestOfHead:
-    """The rest of the head for features of these levels; the others get a cell of zeros."""
+    """The rest of the head for features of these levels; the others get a few zeros."""
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         branches = []
         for branch in features:
+            if branch is None:
+                branches.append(None)
+                continue
             of_level = dict(zip(levels, branch, strict=True))
-            some = of_level[levels[0]]
-            nothing = some.new_zeros(*some.shape[:2], 1, 1)
-            count = len(outputs.spec.strides)
-            branches.append([of_level.get(level, nothing.clone()) for level in range(count)])
+            some, count = of_level[levels[0]], len(outputs.spec.strides)
+            branches.append(
+                [
+                    of_level[level] if level in of_level else nothing(some, *some.shape[:2])
+                    for level in range(count)
+                ]
+            )
         maps = outputs.rest_of_head(layer, HeadFeatures(*branches))
         return tuple([branch[level] for level in levels] for branch in maps)
 

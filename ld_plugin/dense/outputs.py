@@ -77,6 +77,8 @@ class HeadSpec:
             as objectness, another branch, tells background.
         centre_offset: Where in its cell the centre of a prior lies, from 0 (the cell's first
             corner) to 1, in strides.
+        has_separate_branches: Whether neither class logits nor boxes depend on the other branch's
+            stacked convolutions.
     """
 
     name: str
@@ -97,6 +99,7 @@ class HeadSpec:
     has_boxes: bool = True
     rates_objects_alone: bool = False
     centre_offset: float = 0.0
+    has_separate_branches: bool = False
 
     @property
     def offers(self) -> frozenset[str]:
@@ -152,9 +155,11 @@ class DenseOutputs:
         Args:
             layer: How many stacked convolutions the features have passed.
             features: Of this head's widths, before the activation, each level an iterable's next
-                element; they are overwritten.
+                element; they are overwritten. None for a branch that is not asked for, of a head
+                with separate ones: its maps are empty then.
         """
-        class_maps, box_maps = (list(levels) for levels in self.rest_of_head(layer, features))
+        maps = zip(self.rest_of_head(layer, features), features, strict=True)
+        class_maps, box_maps = ([] if asked is None else list(levels) for levels, asked in maps)
         return replace(self, class_maps=class_maps, box_maps=box_maps, quality_maps=())
 
     @property

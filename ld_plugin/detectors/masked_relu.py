@@ -21,17 +21,21 @@ class MaskedReLU(nn.ReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return _Masked.apply(x)
+            # autograd would copy a view back into what it is a view of
+            return _Masked.apply(x, self.inplace and not x._is_view())
         return super().forward(x)
 
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
         ctx.save_for_backward(x > 0)
-        return x.relu()
+        if not inplace:
+            return x.relu()
+        ctx.mark_dirty(x)
+        return x.relu_()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return upstream * ctx.saved_tensors[0]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream.where(*ctx.saved_tensors, 0), None

@@ -420,7 +420,7 @@ class FrozenTeacher:
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """As :meth:`~ld_plugin.dense.DenseReader.rest_of_head`, with gradients to the features."""
         # the teacher's weights are no more precise, whatever the student's are
-        features = HeadFeatures(*(map(Tensor.float, levels) for levels in features))
+        features = HeadFeatures(*(levels and map(Tensor.float, levels) for levels in features))
         with self._precision():
             return self._reader.rest_of_head(layer, features)
 

@@ -1,7 +1,6 @@
 """Cross-head distillation: the student's features on their way through the teacher's head."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,8 @@ DISTRIBUTION_LOSS = dict(
 )
 #: compares decoded boxes otherwise, by GIoU where they are horizontal
 BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
+
+_BRANCHES = HeadFeatures._fields
 
 
 @DISTILLERS.register_module()
@@ -96,8 +97,7 @@ class CrossHeadDistiller(Distiller):
             )
         widths = student.tower_channels[self.layer], teacher.tower_channels[self.layer]
         self.adapters = nn.ModuleList(
-            nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1)
-            for _ in HeadFeatures._fields
+            nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1) for _ in _BRANCHES
         )
         if teacher.num_bins is None:
             cfg, registry, base = self._box_loss_cfg or BOX_LOSS, MODELS, None
@@ -107,22 +107,57 @@ class CrossHeadDistiller(Distiller):
         check_box_loss(self.box_loss, student, f'{key}.box_loss')
 
     def distill(self, context: DistillationContext) -> Tensor:
-        teacher = context.teacher
-        features = (x.head_features[self.layer] for x in (context.student, teacher))
-        branches = zip(self.adapters, *features, strict=True)
-        # each level is made when the head asks for it: no two of them exist together
-        aligned = HeadFeatures(*(map(partial(_aligned, x), *levels) for x, *levels in branches))
-        crossed = teacher.cross_head(self.layer, aligned)
-        class_weights, box_weights = self._class_weights(context), self.box_weights(context)
-        classes = boxes = 0
-        for level in range(len(teacher.level_shapes)):
-            classes = classes + self._level_classes(crossed, teacher, level, class_weights[level])
-            boxes = boxes + self._level_boxes(crossed, teacher, level, box_weights[level])
-            # others in their place, lest all maps stand beside all of their gradients
+        separate = context.teacher.spec.has_separate_branches
+        parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
+        return sum(self._through_head(context, branches) for branches in parts)
+
+    def _through_head(self, context: DistillationContext, branches: Sequence[str]) -> Tensor:
+        """The loss of these branches, whose gradient at the student's features is computed at once.
+
+        So what the teacher's head keeps for it is gone before the next branch comes, and before the
+        student's backward pass begins.
+        """
+        teacher, number = context.teacher, len(context.teacher.level_shapes)
+        student, statistics = (
+            x.head_features[self.layer]._asdict() for x in (context.student, teacher)
+        )
+        adapters = dict(zip(_BRANCHES, self.adapters, strict=True))
+        losses = dict(classes=self.loss_of_classes, boxes=self.loss_of_boxes)
+
+        def loss(*levels: Tensor) -> Tensor:
+            aligned = {
+                # each level is made when the head asks for it: no two of them exist together
+                branch: map(_aligned, levels[i * number : (i + 1) * number], statistics[branch])
+                for i, branch in enumerate(branches)
+            }
+            crossed = teacher.cross_head(self.layer, HeadFeatures(**aligned))
+            return sum(losses[branch](crossed, context) for branch in branches)
+
+        widened = [adapted(adapters[branch], x) for branch in branches for x in student[branch]]
+        return eager_gradient(loss, *widened)
+
+    def loss_of_classes(self, crossed: DenseOutputs, context: DistillationContext) -> Tensor:
+        """The first part of the loss, a scalar.
+
+        Args:
+            crossed: Cross-head predictions; their class maps are overwritten.
+            context: The step.
+        """
+        teacher, total = context.teacher, 0
+        for level, weights in enumerate(self._class_weights(context)):
+            total = total + self._level_classes(crossed, teacher, level, weights)
+            # another in its place, lest all maps stand beside all of their gradients
             crossed.class_maps[level] = teacher.class_maps[level]
+        return total / context.mean_num_positives
+
+    def loss_of_boxes(self, crossed: DenseOutputs, context: DistillationContext) -> Tensor:
+        """The second part; the regression maps are overwritten."""
+        teacher, all_weights, total = context.teacher, self.box_weights(context), 0
+        for level, weights in enumerate(all_weights):
+            total = total + self._level_boxes(crossed, teacher, level, weights)
             crossed.box_maps[level] = teacher.box_maps[level]
-        divisor = reduce_mean(sum(weight.sum() for weight in box_weights))
-        return classes / context.mean_num_positives + boxes / divisor.where(divisor > 0, 1)
+        divisor = reduce_mean(sum(weights.sum() for weights in all_weights))
+        return total / divisor.where(divisor > 0, 1)
 
     def _class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
         """w of every prior, per level (N, A, H, W)."""
@@ -172,10 +207,10 @@ class CrossHeadDistiller(Distiller):
         return eager_gradient(of_rows, *maps, weights, pieces=pieces, overwrite=True)
 
 
-def _aligned(adapter: nn.Module, student: Tensor, teacher: ChannelStatistics) -> Tensor:
-    """The student's features of a level with the teacher's width and statistics."""
+def _aligned(student: Tensor, teacher: ChannelStatistics) -> Tensor:
+    """The student's features of a level with the teacher's statistics."""
     with torch.autocast(student.device.type, enabled=False):  # the teacher's is on
-        return with_statistics_of(adapted(adapter, student), teacher)
+        return with_statistics_of(student, teacher)
 
 
 def with_statistics_of(student: Tensor, teacher: ChannelStatistics) -> Tensor:

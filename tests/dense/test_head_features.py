@@ -1,7 +1,7 @@
 """Features inside a head, and the rest of the head from there: the stock forward, cut in two."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -134,6 +134,27 @@ def test_a_branch_alone(family: str, branch: str) -> None:
     with counted_layers(head) as again:
         head(features)
     assert again == complete
+
+
+@every_branch
+@pytest.mark.parametrize('levels', [range(5), [2, 0]], ids=['all levels', 'some levels'])
+@pytest.mark.parametrize('family', ['gfl', 'retinanet', 'fcos', 'distribution_atss'])
+def test_the_rest_of_one_branch(family: str, levels: Sequence[int], branch: str) -> None:
+    """Its maps are those of the rest of both, and no convolution of the other is computed."""
+    head = build_head(family, stacked_convs=DEPTH).eval()
+    outputs = take_levels(outputs_of(head), levels)
+    assert outputs.spec.has_separate_branches
+    features = outputs.head_features[1]
+    both = outputs.cross_head(1, copied(features))
+    alone = [level.clone() for level in getattr(features, branch)]
+    with counted_layers(head) as calls:
+        found = outputs.cross_head(1, HeadFeatures(**{branch: alone}))
+    names = dict(classes=('cls_convs', 'class_maps'), boxes=('reg_convs', 'box_maps'))
+    tower, maps = names.pop(branch)
+    assert_equal((getattr(found, maps),), (getattr(both, maps),))
+    assert set(calls) == {tower}
+    ((_, other),) = names.values()
+    assert not getattr(found, other)
 
 
 @every_branch

@@ -20,7 +20,7 @@ def test_numbers_are_the_stock_ones(dtype: torch.dtype) -> None:
     upstream, found = torch.randn_like(x), []
     for relu in (nn.ReLU(), masked()):
         leaf = x.clone().requires_grad_()
-        y = relu(leaf)
+        y = relu(leaf.clone())
         found.append((y.detach(), *torch.autograd.grad(y, leaf, upstream)))
     for pair in zip(*found, strict=True):
         assert torch.equal(*pair)
@@ -28,15 +28,26 @@ def test_numbers_are_the_stock_ones(dtype: torch.dtype) -> None:
 
 def test_gradcheck() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(masked(), x)
+    assert torch.autograd.gradcheck(lambda x: masked()(x.clone()), x)
+    assert torch.autograd.gradcheck(masked(inplace=False), x)
 
 
 def test_a_byte_is_kept() -> None:
     x = torch.randn(3, 4, requires_grad=True)
-    y = masked()(x)
+    y = masked()(x.clone())
     (kept,) = y.grad_fn.saved_tensors
     assert kept.dtype == torch.bool
     assert torch.equal(kept, x > 0)
+
+
+def test_with_a_gradient_it_overwrites_its_input_too() -> None:
+    leaf = torch.tensor([-1.0, 2.0, -3.0], requires_grad=True)
+    x = leaf.clone()
+    assert masked()(x) is x
+    assert x.tolist() == [0, 2, 0]
+    view = leaf.clone()[1:]  # into which autograd would copy
+    assert masked()(view).tolist() == [2, 0]
+    assert view.tolist() == [2, -3]
 
 
 def test_without_a_gradient_it_overwrites_its_input() -> None:

@@ -34,8 +34,13 @@ SHAPES = ((160, 192), (128, 192))
 # the arithmetic, on contexts
 
 
-def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> DistillationContext:
-    """A step whose rest of the teacher's head returns the student's maps, whatever enters it."""
+def cross_context(
+    priors_per_cell: int = 1, distributions: bool = True, separate: bool = True
+) -> DistillationContext:
+    """A step whose rest of the teacher's head returns the student's maps, whatever enters it.
+
+    They follow the first number of the level's features, each channel with another slope.
+    """
     step = context(images=3, priors_per_cell=priors_per_cell)
     dense = []
     for outputs in (step.student, step.teacher):
@@ -44,16 +49,31 @@ def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> Disti
             extras=outputs.spec.extras | {'head_features'},
             tower_channels=WIDTHS,
             num_bins=5 if distributions else None,
+            has_separate_branches=separate,
         )
-        maps = [torch.randn(3, 3, *level.shape[-2:]) for level in outputs.features]
+        branches = (
+            [torch.randn(3, 3, *level.shape[-2:]).requires_grad_() for level in outputs.features]
+            for _ in HeadFeatures._fields
+        )
         if outputs is step.teacher:
-            maps = [channel_statistics(level) for level in maps]
-        dense.append(replace(outputs, spec=spec, head_features={1: HeadFeatures(maps, maps)}))
+            branches = ([channel_statistics(level) for level in levels] for levels in branches)
+        dense.append(replace(outputs, spec=spec, head_features={1: HeadFeatures(*branches)}))
     student, teacher = dense
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Any, Any]:
+        asked = [levels is not None for levels in features]
+        assert sum(asked) == (1 if separate else 2)
         maps = student.class_maps, student.box_maps
-        return tuple([level.clone() for level in levels] for levels in maps)  # to be overwritten
+        return tuple(
+            [following(level, x) for level, x in zip(levels, entered, strict=True)]
+            if entered is not None
+            else levels
+            for levels, entered in zip(maps, features, strict=True)
+        )
+
+    def following(level: Tensor, features: Tensor) -> Tensor:
+        first, channels = features.flatten()[0], torch.arange(level.shape[1]).view(-1, 1, 1)
+        return level.detach() + (first - first.detach()) * channels
 
     return replace(step, student=student, teacher=replace(teacher, rest_of_head=rest))
 
@@ -86,8 +106,9 @@ def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize('priors_per_cell', [1, 9])
 @pytest.mark.parametrize('distributions', [True, False])
-def test_values(priors_per_cell: int, distributions: bool) -> None:
-    step = cross_context(priors_per_cell, distributions)
+@pytest.mark.parametrize('separate', [True, False])
+def test_values(priors_per_cell: int, distributions: bool, separate: bool) -> None:
+    step = cross_context(priors_per_cell, distributions, separate)
     weights = step.assignment.label_weights
     weights[0, :7], weights[1, 3] = 0, 2
     logits = rows(step, 'level_class_logits')
@@ -104,8 +125,8 @@ def test_values(priors_per_cell: int, distributions: bool) -> None:
     found = make(step)(step)
     assert found.item() == pytest.approx(classes + boxes, rel=1e-4)
     found.backward()
-    assert all(level.grad.isfinite().all() for level in step.student.class_maps)
-    assert all(level.grad.abs().sum() > 0 for level in step.student.box_maps)
+    for levels in step.student.head_features[1]:
+        assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
 
 
 def test_weights_of_the_parts() -> None:
@@ -123,8 +144,8 @@ def test_nothing_to_compare_is_zero_with_a_gradient() -> None:
     loss = make(step)(step)
     loss.backward()
     assert loss.item() == 0
-    assert all((level.grad == 0).all() for level in step.student.class_maps)
-    assert all((level.grad == 0).all() for level in step.student.box_maps)
+    for levels in step.student.head_features[1]:
+        assert all((level.grad == 0).all() for level in levels)
 
 
 def test_schedule() -> None:

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import torch
 from mmdet.models.dense_heads import GFLHead
-from torch import Tensor
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext, HeadSpec, get_reader
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.distillers import build_distillers
-from ld_plugin.distillers.crosshead import DISTRIBUTION_LOSS, with_statistics_of
+from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.losses import (
     BinaryKDLoss,
     DistributionKLLoss,
@@ -86,24 +85,22 @@ def _check_align(case: Case, prefix: str) -> Iterator[Row]:
 
 def _check_mimic(case: Case) -> Iterator[Row]:
     reused = [case[f'mimic_reused_{name}'].requires_grad_() for name in ('cls', 'reg')]
-    context = _mimic_context(case, reused)
-    spec = context.teacher.spec
-    parts = {}
-    for part, loss, box_loss in (('cls', 1, 0), ('reg', 0, 4)):
-        cfg = dict(
-            type='CrossHeadDistiller',
-            loss=dict(type='BinaryKDLoss', loss_weight=loss),
-            box_loss=DISTRIBUTION_LOSS | dict(loss_weight=box_loss),
-        )
-        distiller = build_distillers(dict(x=cfg), spec, spec)['x']
-        parts[part] = distiller(context)
+    context = _mimic_context(case)
+    teacher = context.teacher
+    # copies, for they are overwritten
+    maps = ([level.clone()] for level in reused)
+    crossed = replace(teacher, **dict(zip(('class_maps', 'box_maps'), maps, strict=True)))
+    cfg = dict(type='CrossHeadDistiller')
+    distiller = build_distillers(dict(x=cfg), teacher.spec, teacher.spec)['x']
     weight_sum = distiller.box_weights(context)[0].sum()
     # the reference is given the number of positives, which ours counts
-    classes = parts['cls'] * context.mean_num_positives / case['mimic_avg_factor']
-    raw = parts['reg'] * weight_sum
+    classes = distiller.loss_of_classes(crossed, context)
+    classes = classes * context.mean_num_positives / case['mimic_avg_factor']
+    boxes = distiller.loss_of_boxes(crossed, context)
+    raw = boxes * weight_sum
     ours = {
         'loss_cls_kd': classes,
-        'loss_reg_kd': parts['reg'],
+        'loss_reg_kd': boxes,
         'loss_reg_kd_raw': raw,
         'weight_sum': weight_sum,
         'grad_reused_cls': torch.autograd.grad(classes, reused[0])[0],
@@ -112,12 +109,10 @@ def _check_mimic(case: Case) -> Iterator[Row]:
     yield from case.rows(ours, 'mimic_')
 
 
-def _mimic_context(case: Case, reused: list[Tensor]) -> DistillationContext:
-    """One level; the rest of the teacher's head gives the reused maps."""
+def _mimic_context(case: Case) -> DistillationContext:
+    """One level."""
     classes, boxes, weights = (case[f'mimic_{n}'] for n in ('tea_cls', 'tea_reg', 'label_weights'))
-    images, num_classes, height, width = classes.shape
-    channel = [torch.zeros(images, 1, height, width)]
-    statistics = [channel_statistics(level) for level in channel]
+    _, num_classes, height, width = classes.shape
     teacher = DenseOutputs(
         spec=HeadSpec(
             name='GFLHead',
@@ -135,14 +130,10 @@ def _mimic_context(case: Case, reused: list[Tensor]) -> DistillationContext:
         features=(),
         make_priors=lambda: torch.zeros(height * width, 4),
         decoder=lambda rows, priors, strides: rows,
-        head_features={3: HeadFeatures(statistics, statistics)},
-        # copies, for they are overwritten
-        rest_of_head=lambda layer, features: tuple([level.clone()] for level in reused),
     )
     nothing = torch.full(weights.shape, num_classes)
     assignment = Assignment(nothing, weights, torch.ones_like(weights) > 0, num_classes)
-    student = replace(teacher, head_features={3: HeadFeatures(channel, channel)})
-    return DistillationContext(student, teacher, assignment, gt_bboxes=[])
+    return DistillationContext(teacher, teacher, assignment, gt_bboxes=[])
 
 
 def _check_reuse(case: Case) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..context import Assignment
-from ..head_features import HeadFeatures, Tower
+from ..head_features import HeadFeatures, Tower, nothing
 from ..outputs import DenseOutputs, HeadSpec
 from ..recorder import HeadRecorder
 
@@ -206,6 +206,7 @@ class DenseReader(ABC):
             tower_channels=self.tower_channels,
             angle_version=getattr(head.bbox_coder, 'angle_version', None) if rotated else None,
             centre_offset=_centre_offset(generator),
+            has_separate_branches=self.has_separate_branches,
         )
 
     @property
@@ -233,6 +234,11 @@ class DenseReader(ABC):
         widths = {tower.channels for tower in self.towers}
         return widths.pop() if len(widths) == 1 else ()
 
+    @property
+    def has_separate_branches(self) -> bool:
+        """As in :class:`HeadSpec`."""
+        return type(self.head).__name__ in WITH_SEPARATE_BRANCHES
+
     @contextmanager
     def without_branch(self, branch: str | None) -> Iterator[None]:
         """Let the head's forward leave out a branch's stacked convolutions, if no other needs them.
@@ -242,7 +248,7 @@ class DenseReader(ABC):
                 None leaves nothing out.
         """
         with ExitStack() as left_out:
-            if branch is not None and type(self.head).__name__ in WITH_SEPARATE_BRANCHES:
+            if branch is not None and self.has_separate_branches:
                 tower = self.towers[HeadFeatures._fields.index(branch)]
                 if tower.keeps_width:
                     left_out.enter_context(tower.left_out())
@@ -279,13 +285,16 @@ class DenseReader(ABC):
         Args:
             layer: How many of the stacked convolutions they passed.
             features: Before the activation, which overwrites them; each is asked for when the head
-                comes to its level and branch.
+                comes to its level and branch. None for a branch that is not asked for, of a head
+                with separate ones: what its maps are then says nothing.
         """
-        instead = [torch.empty(0)] * len(self.spec.strides)  # of what the towers begin with
+        # of what the towers begin with; a branch that is not asked for predicts from it
+        instead = nothing(next(self.head.parameters()), 1, self.tower_channels[-1])
         with ExitStack() as skipped:
             for tower, levels in zip(self.towers, features, strict=True):
-                skipped.enter_context(tower.skipping(layer, levels))
-            return self.maps(self.head(instead))
+                rest = tower.left_out() if levels is None else tower.skipping(layer, levels)
+                skipped.enter_context(rest)
+            return self.maps(self.head([instead] * len(self.spec.strides)))
 
     def assigned(
         self,
