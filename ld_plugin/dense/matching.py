@@ -6,7 +6,7 @@ are brought down to what they share before any distiller sees them. Shape shorth
 :mod:`ld_plugin.dense.outputs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -118,20 +118,21 @@ def _rest_of_levels(outputs: DenseOutputs, levels: Sequence[int]) -> RestOfHead:
     """The rest of the head for features of these levels; the others get a few zeros."""
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        branches = []
-        for branch in features:
-            if branch is None:
-                branches.append(None)
-                continue
-            of_level = dict(zip(levels, branch, strict=True))
-            some, count = of_level[levels[0]], len(outputs.spec.strides)
-            branches.append(
-                [
-                    of_level[level] if level in of_level else nothing(some, *some.shape[:2])
-                    for level in range(count)
-                ]
-            )
-        maps = outputs.rest_of_head(layer, HeadFeatures(*branches))
+        channels = outputs.spec.tower_channels[layer]
+
+        def all_levels(branch: Iterable[Tensor]) -> Iterator[Tensor]:
+            # none is asked for before the head asks, nor held any longer
+            order, entering, taken = iter(levels), iter(branch), {}
+            for level in range(len(outputs.spec.strides)):
+                while level in levels and level not in taken:
+                    taken[next(order)] = next(entering)
+                if level in taken:
+                    yield taken.pop(level)
+                else:
+                    yield nothing(outputs.class_maps[0], 1, channels)
+
+        branches = HeadFeatures(*(branch and all_levels(branch) for branch in features))
+        maps = outputs.rest_of_head(layer, branches)
         return tuple([branch[level] for level in levels] for branch in maps)
 
     return rest

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.head_features import HeadFeatures
+from ..dense.matching import take_levels
 from ..dense.outputs import anchor_view, prior_views
 from ..errors import ConfigError
 from ..losses import ChannelStatistics, DistillationLoss, eager_gradient, pieces_of, standardized
@@ -27,6 +28,7 @@ DISTRIBUTION_LOSS = dict(
 BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
 
 _BRANCHES = HeadFeatures._fields
+_LARGE = 2**21  # numbers of a level's features, 8 MB
 
 
 @DISTILLERS.register_module()
@@ -107,59 +109,90 @@ class CrossHeadDistiller(Distiller):
         check_box_loss(self.box_loss, student, f'{key}.box_loss')
 
     def distill(self, context: DistillationContext) -> Tensor:
+        weights = dict(classes=self.class_weights(context), boxes=self.box_weights(context))
+        of_boxes = reduce_mean(sum(level.sum() for level in weights['boxes']))
+        weights['classes'] = [w / context.mean_num_positives for w in weights['classes']]
+        weights['boxes'] = [w / of_boxes.where(of_boxes > 0, 1) for w in weights['boxes']]
+        # where the head has branches of their own, one after the other
         separate = context.teacher.spec.has_separate_branches
         parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
-        return sum(self._through_head(context, branches) for branches in parts)
+        return sum(
+            self._through_head(context, weights, levels, branches)
+            for levels in self._levels_together(context)
+            for branches in parts
+        )
 
-    def _through_head(self, context: DistillationContext, branches: Sequence[str]) -> Tensor:
-        """The loss of these branches, whose gradient at the student's features is computed at once.
+    def _levels_together(self, context: DistillationContext) -> list[list[int]]:
+        """Levels that go through the head in one pass: large ones alone."""
+        sizes = [level.numel() for level in context.student.head_features[self.layer].boxes]
+        large = [level for level, size in enumerate(sizes) if size > _LARGE]
+        others = [level for level in range(len(sizes)) if level not in large]
+        return [*([level] for level in large), *([others] if others else [])]
 
-        So what the teacher's head keeps for it is gone before the next branch comes, and before the
+    def _through_head(
+        self,
+        context: DistillationContext,
+        weights: Mapping[str, Sequence[Tensor]],
+        levels: Sequence[int],
+        branches: Sequence[str],
+    ) -> Tensor:
+        """The loss of a part, whose gradient at the student's features is computed at once.
+
+        So what the teacher's head keeps for it is gone before the next part comes, and before the
         student's backward pass begins.
         """
-        teacher, number = context.teacher, len(context.teacher.level_shapes)
-        student, statistics = (
-            x.head_features[self.layer]._asdict() for x in (context.student, teacher)
+        student, teacher = (
+            x if len(levels) == len(x.level_shapes) else take_levels(x, levels)
+            for x in (context.student, context.teacher)
         )
+        entering, statistics = (x.head_features[self.layer]._asdict() for x in (student, teacher))
         adapters = dict(zip(_BRANCHES, self.adapters, strict=True))
-        losses = dict(classes=self.loss_of_classes, boxes=self.loss_of_boxes)
 
-        def loss(*levels: Tensor) -> Tensor:
+        def loss(*features: Tensor) -> Tensor:
             aligned = {
                 # each level is made when the head asks for it: no two of them exist together
-                branch: map(_aligned, levels[i * number : (i + 1) * number], statistics[branch])
+                branch: map(_aligned, features[i :: len(branches)], statistics[branch])
                 for i, branch in enumerate(branches)
             }
             crossed = teacher.cross_head(self.layer, HeadFeatures(**aligned))
-            return sum(losses[branch](crossed, context) for branch in branches)
+            return sum(
+                self.summed(branch, crossed, teacher, [weights[branch][level] for level in levels])
+                for branch in branches
+            )
 
-        widened = [adapted(adapters[branch], x) for branch in branches for x in student[branch]]
+        widened = [
+            adapted(adapters[branch], entering[branch][i])
+            for i in range(len(levels))
+            for branch in branches
+        ]
         return eager_gradient(loss, *widened)
 
-    def loss_of_classes(self, crossed: DenseOutputs, context: DistillationContext) -> Tensor:
-        """The first part of the loss, a scalar.
+    def summed(
+        self,
+        branch: str,
+        crossed: DenseOutputs,
+        teacher: DenseOutputs,
+        weights: Sequence[Tensor],
+    ) -> Tensor:
+        """The weighted sum over all priors of what a branch predicts, a scalar.
 
         Args:
-            crossed: Cross-head predictions; their class maps are overwritten.
-            context: The step.
+            branch: ``'classes'`` or ``'boxes'``.
+            crossed: Cross-head predictions; the branch's maps are overwritten.
+            teacher: The teacher's own.
+            weights: Per level, (N, A, H, W).
         """
-        teacher, total = context.teacher, 0
-        for level, weights in enumerate(self._class_weights(context)):
-            total = total + self._level_classes(crossed, teacher, level, weights)
+        maps, of_level = dict(
+            classes=('class_maps', self._level_classes), boxes=('box_maps', self._level_boxes)
+        )[branch]
+        total = 0
+        for level, level_weights in enumerate(weights):
+            total = total + of_level(crossed, teacher, level, level_weights)
             # another in its place, lest all maps stand beside all of their gradients
-            crossed.class_maps[level] = teacher.class_maps[level]
-        return total / context.mean_num_positives
+            getattr(crossed, maps)[level] = getattr(teacher, maps)[level]
+        return total
 
-    def loss_of_boxes(self, crossed: DenseOutputs, context: DistillationContext) -> Tensor:
-        """The second part; the regression maps are overwritten."""
-        teacher, all_weights, total = context.teacher, self.box_weights(context), 0
-        for level, weights in enumerate(all_weights):
-            total = total + self._level_boxes(crossed, teacher, level, weights)
-            crossed.box_maps[level] = teacher.box_maps[level]
-        divisor = reduce_mean(sum(weights.sum() for weights in all_weights))
-        return total / divisor.where(divisor > 0, 1)
-
-    def _class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
+    def class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
         """w of every prior, per level (N, A, H, W)."""
         counts = context.select(self.everywhere).weights
         weights = context.assignment.label_weights * counts

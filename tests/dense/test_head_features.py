@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ld_plugin.dense import HeadRecorder, get_reader
 from ld_plugin.dense.head_features import HeadFeatures
@@ -220,6 +221,23 @@ def test_some_levels_alone(family: str, layer: int) -> None:
         [branch[level] for level in levels] for branch in (outputs.class_maps, outputs.box_maps)
     ]
     assert_equal((crossed.class_maps, crossed.box_maps), expected)
+
+
+def test_a_level_is_asked_for_when_the_others_are_gone() -> None:
+    outputs = take_levels(outputs_of(build_head('gfl', stacked_convs=DEPTH)), [1, 2, 3])
+    storages, alive = [], []
+
+    def one_by_one() -> Iterator[Tensor]:
+        for level in outputs.head_features[1].classes:
+            alive.append(sum(not storage.expired() for storage in storages))
+            features = level.clone()
+            storages.append(StorageWeakRef(features.untyped_storage()))
+            yield features
+            del features
+
+    with torch.no_grad():
+        outputs.cross_head(1, HeadFeatures(classes=one_by_one()))
+    assert alive == [0, 0, 0]
 
 
 def test_some_classes_alone() -> None:

@@ -12,10 +12,10 @@ from mmengine import ConfigDict
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ld_plugin.dense import DistillationContext
+from ld_plugin.dense import DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.detectors.packed_convolution import PackedConv2d
-from ld_plugin.distillers import CrossHeadDistiller, build_distillers
+from ld_plugin.distillers import CrossHeadDistiller, build_distillers, crosshead
 from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import channel_statistics
@@ -331,6 +331,31 @@ def test_what_is_not_looked_at_takes_no_memory(monkeypatch: pytest.MonkeyPatch) 
     stock = dict(config=dict(model=tiny_gfl(stacked_convs=2)), checkpoint=None)
     losses(build(tiny_distilled(stock, both, tiny_gfl(stacked_convs=2))), batch())
     assert len(seen[0].student.class_maps) == 5
+
+
+@pytest.mark.parametrize('family', ['gfl', 'gflv2', 'retinanet'])
+@pytest.mark.parametrize('alone', [1, 5])
+def test_large_levels_alone(family: str, alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss and its gradient are those of all levels in one pass."""
+    model = build(distilled(tiny(family, stacked_convs=2), tiny(family, stacked_convs=2)))
+    passes, found, crossing = [], [], DenseOutputs.cross_head
+
+    def counted(*args: Any) -> DenseOutputs:
+        passes.append(args)
+        return crossing(*args)
+
+    monkeypatch.setattr(DenseOutputs, 'cross_head', counted)
+    first = 2 * 32 * 20 * 24  # numbers of the first level's features, two images
+    for limit in (first, first - 1 if alone == 1 else 0):
+        monkeypatch.setattr(crosshead, '_LARGE', limit)
+        model.zero_grad()
+        loss = distillation_loss(model, batch(SHAPES))
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    branches = 1 if family == 'gflv2' else 2  # whose classes depend on its boxes
+    assert len(passes) == branches * (1 + (2 if alone == 1 else 5))
+    for pair in zip(*found, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
 
 def test_towers_of_another_width_get_adapters() -> None:

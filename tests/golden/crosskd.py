@@ -92,15 +92,14 @@ def _check_mimic(case: Case) -> Iterator[Row]:
     crossed = replace(teacher, **dict(zip(('class_maps', 'box_maps'), maps, strict=True)))
     cfg = dict(type='CrossHeadDistiller')
     distiller = build_distillers(dict(x=cfg), teacher.spec, teacher.spec)['x']
-    weight_sum = distiller.box_weights(context)[0].sum()
+    weights = dict(classes=distiller.class_weights(context), boxes=distiller.box_weights(context))
+    sums = {branch: distiller.summed(branch, crossed, teacher, w) for branch, w in weights.items()}
+    weight_sum = sum(level.sum() for level in weights['boxes'])
     # the reference is given the number of positives, which ours counts
-    classes = distiller.loss_of_classes(crossed, context)
-    classes = classes * context.mean_num_positives / case['mimic_avg_factor']
-    boxes = distiller.loss_of_boxes(crossed, context)
-    raw = boxes * weight_sum
+    classes, raw = sums['classes'] / case['mimic_avg_factor'], sums['boxes']
     ours = {
         'loss_cls_kd': classes,
-        'loss_reg_kd': boxes,
+        'loss_reg_kd': raw / weight_sum,
         'loss_reg_kd_raw': raw,
         'weight_sum': weight_sum,
         'grad_reused_cls': torch.autograd.grad(classes, reused[0])[0],
