@@ -110,9 +110,9 @@ class CrossHeadDistiller(Distiller):
 
     def distill(self, context: DistillationContext) -> Tensor:
         weights = dict(classes=self.class_weights(context), boxes=self.box_weights(context))
-        of_boxes = reduce_mean(sum(level.sum() for level in weights['boxes']))
+        score_sum = reduce_mean(sum(level.sum() for level in weights['boxes']))
         weights['classes'] = [w / context.mean_num_positives for w in weights['classes']]
-        weights['boxes'] = [w / of_boxes.where(of_boxes > 0, 1) for w in weights['boxes']]
+        weights['boxes'] = [w / score_sum.where(score_sum > 0, 1) for w in weights['boxes']]
         # where the head has branches of their own, one after the other
         separate = context.teacher.spec.has_separate_branches
         parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
@@ -141,11 +141,12 @@ class CrossHeadDistiller(Distiller):
         So what the teacher's head keeps for it is gone before the next part comes, and before the
         student's backward pass begins.
         """
-        student, teacher = (
-            x if len(levels) == len(x.level_shapes) else take_levels(x, levels)
-            for x in (context.student, context.teacher)
+        teacher = context.teacher
+        if len(levels) < len(teacher.level_shapes):
+            teacher = take_levels(teacher, levels)
+        student, statistics = (
+            x.head_features[self.layer]._asdict() for x in (context.student, teacher)
         )
-        entering, statistics = (x.head_features[self.layer]._asdict() for x in (student, teacher))
         adapters = dict(zip(_BRANCHES, self.adapters, strict=True))
 
         def loss(*features: Tensor) -> Tensor:
@@ -161,8 +162,8 @@ class CrossHeadDistiller(Distiller):
             )
 
         widened = [
-            adapted(adapters[branch], entering[branch][i])
-            for i in range(len(levels))
+            adapted(adapters[branch], student[branch][level])
+            for level in levels
             for branch in branches
         ]
         return eager_gradient(loss, *widened)
