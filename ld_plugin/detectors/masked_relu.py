@@ -38,4 +38,6 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream.where(*ctx.saved_tensors, 0), None
+        (positive,) = ctx.saved_tensors
+        # `where` takes eight times as long on a processor
+        return positive.to(upstream.dtype).mul_(upstream), None
