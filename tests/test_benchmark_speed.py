@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -29,6 +30,10 @@ def steps(results: dict) -> dict[str, dict]:
     return {row['name']: row for row in results['steps']}
 
 
+def _skip_without_package(detector: str) -> None:
+    pytest.importorskip(benchmark.DETECTORS[detector].scope)
+
+
 def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
     teachers = ['teacher, eager fp32', 'teacher, fp32', 'teacher, bf16']
     assert sorted(steps) == sorted(
@@ -49,11 +54,11 @@ def test_every_way_is_measured_on_both_clocks(steps: dict[str, dict]) -> None:
         ('rotated-rtmdet', ['bckd']),
         ('faster-rcnn', ['defeat_two_stage', 'pkd']),
         ('oriented-rcnn', ['defeat_two_stage']),
+        ('roi-transformer', ['defeat_two_stage']),
     ],
 )
 def test_measures_other_students(detector: str, recipes: list[str], tmp_path: Path) -> None:
-    if benchmark.DETECTORS[detector].scope == 'mmrotate':
-        pytest.importorskip('mmrotate')
+    _skip_without_package(detector)
     is_rtmdet = detector == 'rotated-rtmdet'
     # a group of the group norm's has two channels, as the last level has one cell
     sizes = '--teacher tiny --student tiny' if is_rtmdet else '--teacher 18 --channels 64'
@@ -69,15 +74,32 @@ def test_measures_other_students(detector: str, recipes: list[str], tmp_path: Pa
         assert rows[name]['peak_to_budget'] > 0.9
 
 
-def test_the_eager_teacher_classifies_as_many_boxes_as_the_student_samples() -> None:
-    options = '--detector faster-rcnn --teacher 18 --channels 32 --size 64 --objects 3'
-    bench = benchmark.Bench(benchmark.parse_args(options.split()))
-    images, counts = bench.rois[:, 0].unique(return_counts=True)
-    assert images.tolist() == [0, 1]
-    assert counts.tolist() == [bench.student.train_cfg.rcnn.sampler.num] * 2
-    *_, classes, boxes = bench._look()
-    assert classes.shape == (len(bench.rois), 81)
-    assert boxes.shape == (len(bench.rois), 4 * 80)
+@pytest.mark.parametrize(
+    ('detector', 'sizes', 'outputs'),
+    [
+        ('faster-rcnn', [5], [(81, 80 * 4)]),
+        ('cascade-rcnn', [5, 5, 5], [(81, 4)] * 3),
+        ('oriented-rcnn', [6], [(16, 5)]),
+        ('roi-transformer', [5, 6], [(16, 5), (16, 15 * 5)]),
+    ],
+)
+def test_the_eager_teacher_classifies_as_many_boxes_as_the_student_samples(
+    detector: str, sizes: list[int], outputs: list[tuple[int, int]]
+) -> None:
+    _skip_without_package(detector)
+    options = f'--detector {detector} --teacher 18 --channels 32 --size 64 --objects 3'
+    with DefaultScope.overwrite_default_scope(benchmark.DETECTORS[detector].scope):
+        bench = benchmark.Bench(benchmark.parse_args(options.split()))
+    cfgs = benchmark.stages(bench.student.train_cfg.rcnn)
+    for rois, size, cfg in zip(bench.rois, sizes, cfgs, strict=True):
+        images, counts = rois[:, 0].unique(return_counts=True)
+        assert images.tolist() == [0, 1]
+        assert counts.tolist() == [cfg.sampler.num] * 2
+        assert rois.shape[1] == size
+    _, _, *classified = bench._look()  # what comes first is the RPN's
+    widths = [width for stage in outputs for width in stage]
+    number = len(bench.rois[0])
+    assert [tuple(out.shape) for out in classified] == [(number, width) for width in widths]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from command_line import positive
+from mmcv.ops import RoIAlignRotated
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -91,8 +92,10 @@ class Detector:
         dense = model.get('bbox_head') or model.rpn_head
         dense.update(in_channels=channels, feat_channels=channels)
         if 'roi_head' in model:
-            model.roi_head.bbox_roi_extractor.out_channels = channels
-            model.roi_head.bbox_head.in_channels = channels
+            for extractor in stages(model.roi_head.bbox_roi_extractor):
+                extractor.out_channels = channels
+            for head in stages(model.roi_head.bbox_head):
+                head.in_channels = channels
         self._replace(dense)
         return model
 
@@ -135,6 +138,7 @@ DETECTORS = {
         'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', dict(type='DistributionFCOSHead')
     ),
     'faster-rcnn': Detector('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'),
+    'cascade-rcnn': Detector('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'),
     'rotated-retinanet': Detector(
         'mmrotate::kld/rotated-retinanet-rbox-le90_r50_fpn_kld_1x_dota.py',
         dict(type='mmdet.DistributionRotatedRetinaHead'),
@@ -148,6 +152,7 @@ DETECTORS = {
         'mmrotate::rotated_rtmdet/rotated_rtmdet_{size}-3x-dota.py', _GAUSSIAN
     ),
     'oriented-rcnn': Detector('mmrotate::oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py'),
+    'roi-transformer': Detector('mmrotate::roi_trans/roi-trans-le90_r50_fpn_1x_dota.py'),
 }
 STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
 RECIPES = {
@@ -239,13 +244,13 @@ class Bench:
         self.which = DETECTORS[args.detector]
         student = self.which.model(args.student, args.channels)
         self.has_two_stages = 'roi_head' in student
-        classifier = student.get('roi_head', student).bbox_head
+        classifier = stages(student.get('roi_head', student).bbox_head)[0]
         self.batch = Batch.random(
             args, self.device, classifier.num_classes, self.which.scope == 'mmrotate'
         )
-        self.rois = self._rois(student.train_cfg.rcnn.sampler.num) if self.has_two_stages else None
         self.student = self._build(student)
         self.eager = self._build(self.which.model(args.teacher, args.channels)).eval()
+        self.rois = self._rois() if self.has_two_stages else []
 
     def cases(self) -> Iterator[Case]:
         """All cases, each built when it is asked for."""
@@ -271,10 +276,26 @@ class Bench:
                     model.teacher.num_bytes,
                 )
 
-    def _rois(self, number: int) -> Tensor:
-        """(R, 5), the objects, repeated to ``number`` an image: what the eager RoI head pools."""
+    def _rois(self) -> list[Tensor]:
+        """Per stage (R, 1 + E), the objects, repeated to as many an image as the student samples.
+
+        That is what the eager RoI head pools.
+        """
+        pools, cfgs = (
+            stages(part)
+            for part in (self.eager.roi_head.bbox_roi_extractor, self.eager.roi_head.train_cfg)
+        )
+        return [
+            bbox2roi([_repeated(boxes, cfg.sampler.num) for boxes in self._objects(pool)])
+            for pool, cfg in zip(pools, cfgs, strict=True)
+        ]
+
+    def _objects(self, pool: nn.Module) -> list[Tensor | BaseBoxes]:
+        """The objects of every image, as boxes of the kind that ``pool`` looks at."""
         boxes = [sample.gt_instances.bboxes for sample in self.batch.samples]
-        return bbox2roi([b.repeat(-(-number // len(b)), 1)[:number] for b in boxes])
+        if self.which.scope == 'mmrotate' and not isinstance(pool.roi_layers[0], RoIAlignRotated):
+            return [rotated.convert_to('hbox') for rotated in boxes]
+        return boxes
 
     def _plugin_teacher(self, model: nn.Module, precision: str) -> Case:
         teacher, shapes = model.teacher, [sample.img_shape for sample in self.batch.samples]
@@ -319,11 +340,16 @@ class Bench:
     def _look(self) -> tuple:
         teacher = self.eager
         features = teacher.extract_feat(self.batch.images)
-        if self.rois is None:
+        if not self.has_two_stages:
             return teacher.bbox_head(features)
-        pool, head = teacher.roi_head.bbox_roi_extractor, teacher.roi_head.bbox_head
-        pooled = pool(features[: pool.num_inputs], self.rois)
-        return (*teacher.rpn_head(features), *head(pooled))
+        outs = list(teacher.rpn_head(features))
+        pools, heads = (
+            stages(part)
+            for part in (teacher.roi_head.bbox_roi_extractor, teacher.roi_head.bbox_head)
+        )
+        for pool, head, rois in zip(pools, heads, self.rois, strict=True):
+            outs += head(pool(features[: pool.num_inputs], rois))
+        return tuple(outs)
 
     def _look_and_step(self) -> None:
         seen = self._look()
@@ -333,6 +359,15 @@ class Bench:
     def _step(self, model: nn.Module) -> None:
         losses = model.loss(self.batch.images, self.batch.samples)
         model.parse_losses(losses)[0].backward()
+
+
+def stages(part: Any) -> Sequence[Any]:
+    """A part of a RoI head, of every stage, where a head of a single one has no sequence of it."""
+    return part if isinstance(part, list | nn.ModuleList) else [part]
+
+
+def _repeated(boxes: Tensor | BaseBoxes, number: int) -> Tensor | BaseBoxes:
+    return boxes.repeat(-(-number // len(boxes)), 1)[:number]
 
 
 def num_bytes(model: nn.Module) -> int:
