@@ -335,16 +335,16 @@ def level_by_size(gt_bboxes: Tensor, num_levels: int, finest_scale: float) -> Te
     """The pyramid level of every ground truth by FPN's rule (Lin et al., CVPR 2017, eq. 1).
 
     Args:
-        gt_bboxes: (G, E).
+        gt_bboxes: (..., E).
         num_levels: L.
         finest_scale: In pixels; ground truths of up to twice that side go on the finest level, of
             up to four times on the next, and so on.
 
     Returns:
-        (G,) int64 in 0..L-1. Sides count one pixel more than their coordinates differ by, as in
+        (...) int64 in 0..L-1. Sides count one pixel more than their coordinates differ by, as in
         the published DeFeat.
     """
-    side = (sides(gt_bboxes) + 1).clamp(min=0).prod(dim=1).sqrt()
+    side = (sides(gt_bboxes) + 1).clamp(min=0).prod(dim=-1).sqrt()
     level = (side / finest_scale + 1e-6).log2().floor()
     return level.clamp(min=0, max=num_levels - 1).long()
 
@@ -359,32 +359,44 @@ def covered_cells(gt_bboxes: Tensor, size: tuple[int, int], stride: tuple[float,
     Of a rotated ground truth, cells count whose middle it holds, and the one that holds its centre.
 
     Args:
-        gt_bboxes: (G, E).
+        gt_bboxes: (..., G, E), of any number of images.
         size: (H, W) of the level.
         stride: (x, y) of the level.
 
     Returns:
-        (H, W) bool.
+        (..., H, W) bool.
     """
     if is_rotated(gt_bboxes):
         return _cells_in_rotated(gt_bboxes, size, stride)
     (height, width), (x, y) = size, stride
-    left, right = ((gt_bboxes[:, i] / x).clamp(0, width).trunc() for i in (0, 2))
-    top, bottom = ((gt_bboxes[:, i] / y).clamp(0, height).trunc() for i in (1, 3))
-    seen = (gt_bboxes[:, 2:] > 0).all(1) & (left < width) & (top < height)
+    left, right = ((gt_bboxes[..., i] / x).clamp(0, width).trunc() for i in (0, 2))
+    top, bottom = ((gt_bboxes[..., i] / y).clamp(0, height).trunc() for i in (1, 3))
+    seen = (gt_bboxes[..., 2:] > 0).all(-1) & (left < width) & (top < height)
     thin = (left == right) | (top == bottom)
     right, bottom = (end.where(~thin, start + 1) for start, end in ((left, right), (top, bottom)))
     column = torch.arange(width, device=gt_bboxes.device)
     row = torch.arange(height, device=gt_bboxes.device)
-    columns = (column >= left[:, None]) & (column < right[:, None]) & seen[:, None]
-    rows = (row >= top[:, None]) & (row < bottom[:, None])
+    columns = (column >= left[..., None]) & (column < right[..., None]) & seen[..., None]
+    rows = (row >= top[..., None]) & (row < bottom[..., None])
+    return _in_any(rows, columns)
+
+
+def _in_any(rows: Tensor, columns: Tensor) -> Tensor:
+    """(..., H, W) bool, cells that a ground truth takes by its rows and columns.
+
+    Args:
+        rows: (..., G, H) bool.
+        columns: (..., G, W) bool.
+    """
     # how many ground truths hold each cell, without a map for every ground truth
-    return rows.float().t() @ columns.float() > 0
+    return rows.float().mT @ columns.float() > 0
 
 
 def _cells_in_rotated(
     gt_bboxes: Tensor, size: tuple[int, int], stride: tuple[float, float]
 ) -> Tensor:
+    if gt_bboxes.dim() > 2:  # one image after the other: each ground truth takes a map here
+        return torch.stack([_cells_in_rotated(boxes, size, stride) for boxes in gt_bboxes])
     (height, width), (x, y) = size, stride
     column = torch.arange(width, device=gt_bboxes.device)
     row = torch.arange(height, device=gt_bboxes.device)
@@ -393,4 +405,4 @@ def _cells_in_rotated(
     has_area = (gt_bboxes[:, 2:4] > 0).all(1, keepdim=True)
     rows = (row == (gt_bboxes[:, 1:2] / y).floor()) & has_area
     columns = column == (gt_bboxes[:, :1] / x).floor()
-    return held | (rows.float().t() @ columns.float() > 0)
+    return held | _in_any(rows, columns)

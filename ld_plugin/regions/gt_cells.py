@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..checks import check_above_zero
 from ..dense import DistillationContext
@@ -43,45 +44,36 @@ class GTCellsRegion(Region):
         return frozenset({'matched_gts'} if self.levels == 'assigner' else ())
 
     def weights(self, context: DistillationContext) -> Tensor:
-        cells = torch.stack(
-            [
-                self._of_image(context, image, gt_bboxes)
-                for image, gt_bboxes in enumerate(context.gt_bboxes)
-            ]
-        )
-        return cells & context.assignment.valid
-
-    def _of_image(self, context: DistillationContext, image: int, gt_bboxes: Tensor) -> Tensor:
-        """(P,) bool."""
         student = context.student
+        # all images together, with empty boxes where one has fewer than another
+        gt_bboxes = pad_sequence(list(context.gt_bboxes), batch_first=True)
         if self.levels == 'size':
             responsible = self._by_size(context, gt_bboxes)
         else:
-            responsible = _by_assigner(context, image, len(gt_bboxes))
+            responsible = _by_assigner(context, gt_bboxes.shape[1])
         parts = []
         for level, ((height, width, anchors), stride) in enumerate(
             zip(student.level_shapes, student.spec.strides, strict=True)
         ):
-            # an empty box in place of those that belong elsewhere
-            here = gt_bboxes * responsible[:, level, None]
+            # likewise in place of those that belong elsewhere
+            here = gt_bboxes * responsible[..., level, None]
             cells = covered_cells(here, (height, width), stride)
-            parts.append(cells[..., None].expand(-1, -1, anchors).flatten())
-        return torch.cat(parts)
+            parts.append(cells[..., None].expand(-1, -1, -1, anchors).flatten(1))
+        return torch.cat(parts, dim=1) & context.assignment.valid
 
     def _by_size(self, context: DistillationContext, gt_bboxes: Tensor) -> Tensor:
-        """(G, L) bool."""
+        """(N, G, L) bool, of (N, G, E)."""
         strides = context.student.spec.strides
         finest_scale = self.finest_scale or 14 * strides[0][0]
         level = level_by_size(gt_bboxes, len(strides), finest_scale)
-        return level[:, None] == torch.arange(len(strides), device=level.device)
+        return level[..., None] == torch.arange(len(strides), device=level.device)
 
 
-def _by_assigner(context: DistillationContext, image: int, num_gts: int) -> Tensor:
-    """(G, L) bool."""
-    counts = context.student.num_level_priors
+def _by_assigner(context: DistillationContext, num_gts: int) -> Tensor:
+    """(N, G, L) bool."""
+    counts, matched = context.student.num_level_priors, context.assignment.matched_gts
     # one row more takes the priors without a ground truth, whose index is -1
-    responsible = torch.zeros(num_gts + 1, len(counts), dtype=torch.bool, device=context.device)
-    matched = context.assignment.matched_gts[image]
-    for level, part in enumerate(matched.split(counts)):
-        responsible[:, level].index_fill_(0, part % (num_gts + 1), True)
-    return responsible[:num_gts]
+    responsible = matched.new_zeros(len(matched), num_gts + 1, len(counts), dtype=torch.bool)
+    for level, part in enumerate((matched % (num_gts + 1)).split(counts, dim=1)):
+        responsible[..., level].scatter_(1, part, True)
+    return responsible[:, :num_gts]
