@@ -39,9 +39,8 @@ def eager_gradient(
 def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) -> int:
     """In how many pieces along dimension 1 to look at a level.
 
-    Temporaries of half a million numbers, two megabytes, are what a processor's caches hold; a GPU
-    takes sixteen times as many, below which it would wait for its host between the pieces. The
-    logits of nine anchors and eighty classes are many times as many.
+    In so many that temporaries are as large as :func:`numbers_at_once` says. The logits of nine
+    anchors and eighty classes are many times as many.
 
     Args:
         level: Such as logits (N, A, H, W, C), or features (N, H, W, F) or (N, F, H, W).
@@ -51,8 +50,16 @@ def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) ->
     """
     if loss is not None and takes_rows_together(loss):
         return 1
-    size = 2**23 if level.is_cuda else 2**19
-    return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / size))
+    return min(level.shape[1], math.ceil(max(level.numel(), numbers, 1) / numbers_at_once(level)))
+
+
+def numbers_at_once(x: Tensor) -> int:
+    """How many numbers a temporary should have on the device of ``x``.
+
+    Half a million, two megabytes, are what a processor's caches hold; a GPU takes sixteen times as
+    many, below which it would wait for its host between the operators.
+    """
+    return 2**23 if x.is_cuda else 2**19
 
 
 def takes_rows_together(loss: nn.Module) -> bool:

@@ -1,10 +1,10 @@
 """The interface of a region."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..dense import DistillationContext, Positions
 from ..dense.boxes import bounds, in_first_quarter, in_kind_of, is_rotated, without_angle
 from ..dense.outputs import prior_views
 from ..dense.positions import LevelShape, mean_counts
+from ..losses.eager_gradient import numbers_at_once
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,37 @@ def comparable_boxes(context: DistillationContext, rotated: bool) -> tuple[Tenso
         return priors, [in_kind_of(priors, boxes) for boxes in gt_bboxes]
     # an upright prior may be written as a lying one, turned by a right angle
     return bounds(priors), [without_angle(in_first_quarter(boxes)) for boxes in gt_bboxes]
+
+
+def of_all_images(
+    region: Callable[..., Tensor], context: DistillationContext, rotated: bool, **options: Any
+) -> Tensor:
+    """(N, P), from as many images at once as the device takes: few operators, no large array.
+
+    Args:
+        region: Such as :func:`~ld_plugin.regions.geometry.fine_grained_region`.
+        context: Of the training step.
+        rotated: See :func:`comparable_boxes`.
+        options: What ``region`` takes besides.
+    """
+    priors, gt_bboxes = comparable_boxes(context, rotated)
+    most, groups = numbers_at_once(priors) // len(priors), [[]]
+    for boxes in gt_bboxes:
+        if groups[-1] and sum(map(len, groups[-1])) + len(boxes) > most:
+            groups.append([])
+        groups[-1].append(boxes)
+    valid = context.assignment.valid.split([len(group) for group in groups])
+    return torch.cat(
+        [
+            region(priors, torch.cat(group), valid=rows, image=_image_of_each(group), **options)
+            for group, rows in zip(groups, valid, strict=True)
+        ]
+    )
+
+
+def _image_of_each(gt_bboxes: Sequence[Tensor]) -> Tensor:
+    """(G,) int64, of all ground truths of some images."""
+    # filled, as to copy it from the host would be to wait for the device
+    return torch.cat(
+        [b.new_full((len(b),), image, dtype=torch.int64) for image, b in enumerate(gt_bboxes)]
+    )

@@ -1,12 +1,11 @@
 """Fine-grained imitation region: priors that overlap an object nearly as well as the best one."""
 
-import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_share
 from ..dense import DistillationContext
 from ..registry import REGIONS
-from .base import Region, comparable_boxes
+from .base import Region, of_all_images
 from .geometry import fine_grained_region
 
 
@@ -32,8 +31,4 @@ class FineGrainedRegion(Region):
         self.rotated = rotated
 
     def weights(self, context: DistillationContext) -> Tensor:
-        priors, gt_bboxes = comparable_boxes(context, self.rotated)
-        images = zip(gt_bboxes, context.assignment.valid, strict=True)
-        return torch.stack(
-            [fine_grained_region(priors, gts, valid, self.share) for gts, valid in images]
-        )
+        return of_all_images(fine_grained_region, context, self.rotated, share=self.share)

@@ -1,12 +1,15 @@
 """Selections of priors as pure functions of boxes and scores.
 
-Shape shorthand: P priors of one image over all levels, G ground truths of the image, Q pairs of a
-prior and a ground truth that overlap. Boxes have E numbers, in pixels: horizontal or rotated ones,
-as :mod:`ld_plugin.dense.boxes` says, both of the same kind. A few priors overlap a ground truth
-at all, so overlaps are computed for those pairs and never for all P x G. They are looked for in
-blocks of priors that follow one another, and so are mostly neighbours.
+Shape shorthand: P priors of one image over all levels, G ground truths, Q pairs of a prior and a
+ground truth that overlap. Several images, which share the priors, are looked at together where
+``image``, (G,) int64, tells the image of every ground truth; ``valid`` has a row for each of the N
+images then. Boxes have E numbers, in pixels: horizontal or rotated ones, as
+:mod:`ld_plugin.dense.boxes` says, both of the same kind. A few priors overlap a ground truth at
+all, so overlaps are computed for those pairs and never for all P x G. They are looked for in blocks
+of priors that follow one another, and so are mostly neighbours.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +33,7 @@ def valuable_localization_region(
     alpha: float = 0.25,
     topk: int = 9,
     overlap: str = 'iof',
+    image: Tensor | None = None,
 ) -> Tensor:
     """Weight of every prior in the valuable localization region (Zheng et al., CVPR 2022, Alg. 1).
 
@@ -40,28 +44,29 @@ def valuable_localization_region(
         priors: (P, E), by level.
         gt_bboxes: (G, E).
         num_level_priors: Priors of every level; they sum to P.
-        valid: (P,) bool, False for priors to leave out; all count if None.
+        valid: (P,) or (N, P) bool, False for priors to leave out; all of one image count if None.
         alpha: Share of the threshold where the region begins.
         topk: Nearest priors per level that make the threshold.
         overlap: What is compared with the threshold: see :func:`centred_overlap`.
+        image: (G,), the image of every ground truth, if there are several.
 
     Returns:
-        (P,), the largest IoU with a ground truth in whose region the prior lies, else 0.
+        (P,) or (N, P), the largest IoU with a ground truth in whose region the prior lies, else 0.
     """
-    weights = priors.new_zeros(priors.shape[0])
+    weights = priors.new_zeros(priors.shape[0] if valid is None else valid.shape)
     if gt_bboxes.shape[0] == 0:
         return weights
     priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
-    threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
+    threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk, image)
     # no overlap exceeds the share of the prior that is covered, apart from rounding
     share = _ROUNDED * alpha * threshold
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share, image)
     pair_priors, pair_gts = _rows(priors, prior_index), _rows(gt_bboxes, gt_index)
     distance = centred_overlap(pair_priors, pair_gts, overlap)
     pair_threshold = threshold.index_select(0, gt_index)
     inside = (distance >= alpha * pair_threshold) & (distance < pair_threshold)
     iou = overlaps(pair_priors, pair_gts)
-    return weights.scatter_reduce(0, prior_index, iou.where(inside, 0), 'amax')
+    return _raised(weights, iou.where(inside, 0), prior_index, gt_index, image)
 
 
 def overlap_region(
@@ -71,6 +76,7 @@ def overlap_region(
     valid: Tensor | None = None,
     alpha: float = 0.25,
     topk: int = 9,
+    image: Tensor | None = None,
 ) -> Tensor:
     """Weight of every prior in the region of rotated localization distillation (TPAMI 2023).
 
@@ -81,23 +87,24 @@ def overlap_region(
         priors: (P, E), by level.
         gt_bboxes: (G, E).
         num_level_priors: Priors of every level; they sum to P.
-        valid: (P,) bool, False for priors to leave out; all count if None.
+        valid: (P,) or (N, P) bool, False for priors to leave out; all of one image count if None.
         alpha: Share of the threshold where the region begins.
         topk: Nearest priors per level that make the threshold.
+        image: (G,), the image of every ground truth, if there are several.
 
     Returns:
-        (P,), the largest IoU with a ground truth in whose region the prior lies, else 0.
+        (P,) or (N, P), the largest IoU with a ground truth in whose region the prior lies, else 0.
     """
-    weights = priors.new_zeros(priors.shape[0])
+    weights = priors.new_zeros(priors.shape[0] if valid is None else valid.shape)
     if gt_bboxes.shape[0] == 0:
         return weights
     priors, gt_bboxes = _by_coordinate(priors), _by_coordinate(gt_bboxes)
-    threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk)
+    threshold = atss_thresholds(priors, gt_bboxes, num_level_priors, valid, topk, image)
     share = _ROUNDED * alpha * threshold
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share)
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, share, image)
     iou = overlaps(_rows(priors, prior_index), _rows(gt_bboxes, gt_index))
-    inside = iou >= alpha * threshold[gt_index]
-    return weights.scatter_reduce(0, prior_index, iou.where(inside, 0), 'amax')
+    inside = iou >= alpha * threshold.index_select(0, gt_index)
+    return _raised(weights, iou.where(inside, 0), prior_index, gt_index, image)
 
 
 def atss_thresholds(
@@ -106,6 +113,7 @@ def atss_thresholds(
     num_level_priors: Sequence[int],
     valid: Tensor | None = None,
     topk: int = 9,
+    image: Tensor | None = None,
 ) -> Tensor:
     """Mean + standard deviation of the IoU over each ground truth's nearest priors (ATSS).
 
@@ -113,18 +121,21 @@ def atss_thresholds(
         priors: (P, E), by level.
         gt_bboxes: (G, E).
         num_level_priors: Priors of every level.
-        valid: (P,) bool, False for priors to leave out.
+        valid: (P,) or (N, P) bool, False for priors to leave out; all of one image count if None.
         topk: Candidates per level, those with the nearest centre (of equally near ones, those that
             come first), or all where there are fewer.
+        image: (G,), the image of every ground truth, if there are several.
 
     Returns:
         (G,); NaN, which no overlap reaches, where there are fewer than two candidates.
     """
-    nearest = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk)
+    nearest = _nearest_priors(priors, gt_bboxes, num_level_priors, valid, topk, image)
     each_gt = gt_bboxes.t()[..., None].expand(-1, -1, nearest.shape[1]).flatten(1).t()
     iou = overlaps(_rows(priors, nearest.flatten()), each_gt).view(nearest.shape)
     # where a level has fewer valid priors than topk, the rest of its candidates must not count
-    counted = torch.ones_like(iou) if valid is None else valid[nearest].to(iou.dtype)
+    counted = torch.ones_like(iou)
+    if valid is not None:
+        counted = valid.flatten()[_in_batch(nearest, image, priors.shape[0])].to(iou.dtype)
     number = counted.sum(1)
     mean = (iou * counted).sum(1) / number
     variance = ((iou - mean[:, None]).square() * counted).sum(1) / (number - 1)
@@ -137,31 +148,34 @@ def _nearest_priors(
     num_level_priors: Sequence[int],
     valid: Tensor | None,
     topk: int,
+    image: Tensor | None,
 ) -> Tensor:
     """(G, candidates of all levels), indices into ``priors``.
 
     The k nearest of a level lie in the k blocks whose minima are the smallest. A minimum costs much
     less than ``topk``, which is left with those blocks.
     """
-    points = centres(priors).t().float()
+    x, y = centres(priors).t().float()
     if valid is not None:
-        points = points.where(valid, torch.inf)
+        x = x.where(valid, torch.inf)
+    x, y = (_levels_in_blocks(axis, num_level_priors).flatten(-2) for axis in (x, y))
+    if image is not None:
+        x = x.index_select(0, image)
     gt_x, gt_y = centres(gt_bboxes).t().float().contiguous()[..., None]
-    levels = [_in_blocks(level, torch.inf) for level in points.split(list(num_level_priors), dim=1)]
-    x, y = torch.cat(levels, dim=1).flatten(1)
-    distance = (x - gt_x).square_().add_((y - gt_y).square_())  # P x G, the one large array here
+    distance = (x - gt_x).square_().add_((y - gt_y).square_())  # G x P, the largest array here
     blocks = distance.unflatten(1, (-1, _BLOCK))
     keys = _keys(blocks.amin(2), torch.arange(blocks.shape[1], device=blocks.device))
-    parts = keys.split([level.shape[1] for level in levels], dim=1)
+    num_blocks = [math.ceil(number / _BLOCK) for number in num_level_priors]
+    parts = keys.split(num_blocks, dim=1)
     near = [part.topk(min(topk, part.shape[1]), dim=1, largest=False).values for part in parts]
     block = (torch.cat(near, dim=1) & _INDEX)[..., None]
     place = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
     keys = _keys(blocks.gather(1, block.expand_as(place)), place).flatten(1)
     parts = keys.split([part.shape[1] * _BLOCK for part in near], dim=1)
     nearest, filling = [], 0
-    for part, level, number in zip(parts, levels, num_level_priors, strict=True):
+    for part, count, number in zip(parts, num_blocks, num_level_priors, strict=True):
         nearest.append(part.topk(min(topk, number), dim=1, largest=False).values - filling)
-        filling += level[0].numel() - number
+        filling += count * _BLOCK - number
     return torch.cat(nearest, dim=1) & _INDEX
 
 
@@ -178,6 +192,7 @@ def overlapping_pairs(
     gt_bboxes: Tensor,
     valid: Tensor | None = None,
     share: Tensor | None = None,
+    image: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Indices (Q,) of prior and ground truth of all pairs whose intersection has an area.
 
@@ -186,22 +201,26 @@ def overlapping_pairs(
     Args:
         priors: (P, E).
         gt_bboxes: (G, E).
-        valid: (P,) bool, False for priors to leave out.
+        valid: (P,) or (N, P) bool, False for priors to leave out; all of one image count if None.
         share: (G,), leaves out priors of which the ground truth covers no more than this share.
+        image: (G,), the image of every ground truth, if there are several.
     """
-    low, high = bounds(priors).t().split(2)
+    low, high = bounds(priors).t()[:, None].split(2)  # (2, N, P), or (2, 1, P) of a single image
     if valid is not None:
         low, high = low.where(valid, torch.inf), high.where(valid, -torch.inf)
     # what fills the blocks overlaps nothing
     low, high = _in_blocks(low, torch.inf), _in_blocks(high, -torch.inf)
-    area = _in_blocks(sides(priors).prod(1)[None], torch.inf)[0]
+    area = _in_blocks(sides(priors).prod(1), torch.inf)
     gt_low, gt_high = bounds(gt_bboxes).t()[..., None].split(2)
     share = gt_bboxes.new_zeros(gt_bboxes.shape[0]) if share is None else share
     least = area.amin(1) * share[:, None]
-    block_low, block_high = low.amin(2)[:, None], high.amax(2)[:, None]
+    block_low, block_high = low.amin(3), high.amax(3)
+    if image is not None:
+        block_low, block_high = (x.index_select(1, image) for x in (block_low, block_high))
     near = _intersections(block_low, block_high, gt_low, gt_high) > least
     gt_index, block = near.nonzero().unbind(1)
-    low, high = (corner.index_select(1, block) for corner in (low, high))
+    place = _in_batch(block, None if image is None else image.index_select(0, gt_index), len(area))
+    low, high = (corner.flatten(1, 2).index_select(1, place) for corner in (low, high))
     gt_low, gt_high = (corner.index_select(1, gt_index) for corner in (gt_low, gt_high))
     least = area.index_select(0, block) * share.index_select(0, gt_index)[:, None]
     hit, offset = (_intersections(low, high, gt_low, gt_high) > least).nonzero().unbind(1)
@@ -209,9 +228,35 @@ def overlapping_pairs(
 
 
 def _in_blocks(values: Tensor, filling: float) -> Tensor:
-    """(D, n) as (D, blocks, _BLOCK)."""
-    missing = -values.shape[1] % _BLOCK
-    return F.pad(values, (0, missing), value=filling).unflatten(1, (-1, _BLOCK))
+    """(..., n) as (..., blocks, _BLOCK)."""
+    missing = -values.shape[-1] % _BLOCK
+    return F.pad(values, (0, missing), value=filling).unflatten(-1, (-1, _BLOCK))
+
+
+def _levels_in_blocks(values: Tensor, num_level_priors: Sequence[int]) -> Tensor:
+    """(..., P) as (..., blocks, _BLOCK), none of which holds priors of two levels."""
+    levels = values.split(list(num_level_priors), dim=-1)
+    return torch.cat([_in_blocks(level, torch.inf) for level in levels], dim=-2)
+
+
+def _in_batch(index: Tensor, image: Tensor | None, number: int) -> Tensor:
+    """Indices into ``number`` things of an image, as those into the things of all images.
+
+    Args:
+        index: (K, ...).
+        image: (K,); None if there is a single one.
+        number: Of an image's things.
+    """
+    return index if image is None else index + (image * number).view(-1, *[1] * (index.dim() - 1))
+
+
+def _raised(
+    weights: Tensor, values: Tensor, prior_index: Tensor, gt_index: Tensor, image: Tensor | None
+) -> Tensor:
+    """Weights of priors, (P,) or (N, P), raised to the values of their pairs, (Q,)."""
+    of_pair = None if image is None else image.index_select(0, gt_index)
+    index = _in_batch(prior_index, of_pair, weights.shape[-1])
+    return weights.flatten().scatter_reduce(0, index, values, 'amax').view_as(weights)
 
 
 def _intersections(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
@@ -258,14 +303,19 @@ def inside_gt_region(priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = N
 
 
 def fine_grained_region(
-    priors: Tensor, gt_bboxes: Tensor, valid: Tensor | None = None, share: float = 0.5
+    priors: Tensor,
+    gt_bboxes: Tensor,
+    valid: Tensor | None = None,
+    share: float = 0.5,
+    image: Tensor | None = None,
 ) -> Tensor:
-    """(P,) bool: the IoU with a ground truth exceeds ``share`` of its best over all priors."""
-    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid)
+    """(P,) or (N, P) bool: the IoU with a ground truth exceeds ``share`` of its best."""
+    weights = priors.new_zeros(priors.shape[0] if valid is None else valid.shape)
+    prior_index, gt_index = overlapping_pairs(priors, gt_bboxes, valid, image=image)
     iou = overlaps(priors[prior_index], gt_bboxes[gt_index])
     best = iou.new_zeros(gt_bboxes.shape[0]).scatter_reduce(0, gt_index, iou, 'amax')
-    near_best = (iou > share * best[gt_index]).to(iou.dtype)
-    return priors.new_zeros(priors.shape[0]).scatter_reduce(0, prior_index, near_best, 'amax') > 0
+    near_best = (iou > share * best[gt_index]).to(weights.dtype)
+    return _raised(weights, near_best, prior_index, gt_index, image) > 0
 
 
 def general_instance_scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,11 @@
 """Priors that overlap an object, positives and the valuable localization region together."""
 
-import torch
 from torch import Tensor
 
 from ..checks import check_count, check_flag, check_share
 from ..dense import DistillationContext
 from ..registry import REGIONS
-from .base import Region, comparable_boxes
+from .base import Region, of_all_images
 from .geometry import overlap_region
 
 
@@ -38,9 +37,11 @@ class OverlapRegion(Region):
         self.rotated = rotated
 
     def weights(self, context: DistillationContext) -> Tensor:
-        counts = context.student.num_level_priors
-        priors, gt_bboxes = comparable_boxes(context, self.rotated)
-        images = zip(gt_bboxes, context.assignment.valid, strict=True)
-        return torch.stack(
-            [overlap_region(priors, gts, counts, v, self.alpha, self.topk) for gts, v in images]
+        return of_all_images(
+            overlap_region,
+            context,
+            self.rotated,
+            num_level_priors=context.student.num_level_priors,
+            alpha=self.alpha,
+            topk=self.topk,
         )

@@ -1,13 +1,12 @@
 """Valuable localization region: priors near an object that the assigner left out."""
 
-import torch
 from torch import Tensor
 
 from ..checks import check_count, check_flag, check_share
 from ..dense import DistillationContext
 from ..errors import ConfigError
 from ..registry import REGIONS
-from .base import Region, comparable_boxes
+from .base import Region, of_all_images
 from .geometry import OVERLAPS, valuable_localization_region
 
 
@@ -54,21 +53,14 @@ class ValuableLocalizationRegion(Region):
         self.rotated = rotated
 
     def weights(self, context: DistillationContext) -> Tensor:
-        counts = context.student.num_level_priors
-        priors, gt_bboxes = comparable_boxes(context, self.rotated)
-        weights = torch.stack(
-            [
-                valuable_localization_region(
-                    priors,
-                    gts,
-                    counts,
-                    valid,
-                    alpha=self.alpha,
-                    topk=self.topk,
-                    overlap=self.overlap,
-                )
-                for gts, valid in zip(gt_bboxes, context.assignment.valid, strict=True)
-            ]
+        weights = of_all_images(
+            valuable_localization_region,
+            context,
+            self.rotated,
+            num_level_priors=context.student.num_level_priors,
+            alpha=self.alpha,
+            topk=self.topk,
+            overlap=self.overlap,
         )
         if self.exclude_positives:
             weights = weights.masked_fill(context.assignment.positive, 0)

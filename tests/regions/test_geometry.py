@@ -8,7 +8,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mmcv.ops import nms
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld_plugin.regions.geometry import (
     atss_thresholds,
@@ -22,8 +21,8 @@ from ld_plugin.regions.geometry import (
     valuable_localization_region,
 )
 from tests import brute_force
+from tests.operators import Operators
 
-aten = torch.ops.aten
 STRIDES = 8, 16, 32
 HEIGHT, WIDTH = 40, 56
 PRIORS, SIZES = brute_force.anchors(HEIGHT, WIDTH, STRIDES, scale=3)
@@ -150,26 +149,14 @@ def test_the_order_of_priors_does_not_matter(order, topk):
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operators that wait for the device, as the size or the host needs their result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += func in (aten.nonzero.default, aten._local_scalar_dense.default)
-        return func(*args, **(kwargs or {}))
-
-
 def test_thresholds_do_not_wait_for_the_device_and_the_region_does_twice():
     priors, gts = tensors(PRIORS, np.float32([[3, 5, 31, 27], [20, 8, 50, 33]]))
-    with Waits() as waits:
+    with Operators() as operators:
         atss_thresholds(priors, gts, COUNTS)
-    assert waits.number == 0
-    with Waits() as waits:
+    assert operators.waits == 0
+    with Operators() as operators:
         valuable_localization_region(priors, gts, COUNTS)
-    assert waits.number == 2
+    assert operators.waits == 2
 
 
 @pytest.mark.parametrize('counts', [COUNTS, [0]])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.ops import nms
+from torch import Tensor
 
 from ld_plugin.dense import DistillationContext
 from ld_plugin.errors import ConfigError
@@ -14,19 +15,24 @@ from ld_plugin.regions import (
     EverywhereRegion,
     FineGrainedRegion,
     GIRegion,
+    GTCellsRegion,
     InsideGTRegion,
     MainRegion,
+    OverlapRegion,
     Region,
     ValuableLocalizationRegion,
+    base,
 )
 from tests import brute_force
 from tests.contexts import context, take_images
+from tests.operators import Operators
 
 REGIONS = [
     MainRegion(),
     ValuableLocalizationRegion(),
     ValuableLocalizationRegion(overlap='diou', exclude_positives=True),
     FineGrainedRegion(),
+    OverlapRegion(),
     InsideGTRegion(),
     BackgroundRegion(),
     EverywhereRegion(),
@@ -64,6 +70,57 @@ def test_images_do_not_influence_one_another(step, region):
     for image in order:
         alone = region(take_images(step, [image])).weights
         assert torch.equal(alone, weights[image : image + 1])
+
+
+@pytest.mark.parametrize(
+    'region',
+    [
+        ValuableLocalizationRegion(),
+        OverlapRegion(),
+        FineGrainedRegion(),
+        GTCellsRegion(),
+        GTCellsRegion(levels='assigner'),
+    ],
+    ids=lambda r: type(r).__name__,
+)
+def test_more_images_do_not_take_more_operators(region):
+    """A GPU waits for every one of them, however small it is."""
+    seen = []
+    for images in (3, 12):
+        step = context(images=images)
+        assert len(step.student.priors) > 0  # made when somebody first looks
+        with Operators() as operators:
+            region(step)
+        seen.append(operators)
+    few, many = seen
+    # what an image adds: its ground truths are copied beside the others', and counted
+    assert many.number <= few.number + 2 * (12 - 3)
+    assert many.waits == few.waits
+
+
+@pytest.mark.parametrize(
+    ('most', 'expected'),
+    [
+        (6, [[0, 0, 0, 1, 1, 2]]),
+        (5, [[0, 0, 0, 1, 1], [0]]),
+        (2, [[0, 0, 0], [0, 0], [0]]),
+        (0, [[0, 0, 0], [0, 0], [0], []]),
+    ],
+)
+def test_images_are_looked_at_in_groups(step, most, expected, monkeypatch):
+    """Of as many ground truths as the device takes at once; here the images have 3, 2, 1, 0."""
+    size = len(step.student.priors)
+    monkeypatch.setattr(base, 'numbers_at_once', lambda x: most * size)
+    seen, rows = [], []
+
+    def region(priors: Tensor, gt_bboxes: Tensor, *, valid: Tensor, image: Tensor) -> Tensor:
+        seen.append(image.tolist())
+        rows.append(gt_bboxes)
+        return valid
+
+    assert torch.equal(base.of_all_images(region, step, rotated=False), step.assignment.valid)
+    assert seen == expected
+    assert torch.equal(torch.cat(rows), torch.cat(list(step.gt_bboxes)))
 
 
 @every_region
