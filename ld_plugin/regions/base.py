@@ -141,8 +141,10 @@ def of_all_images(
     )
 
 
-def _image_of_each(gt_bboxes: Sequence[Tensor]) -> Tensor:
-    """(G,) int64, of all ground truths of some images."""
+def _image_of_each(gt_bboxes: Sequence[Tensor]) -> Tensor | None:
+    """(G,) int64, of all ground truths of some images; None if there is a single image."""
+    if len(gt_bboxes) == 1:
+        return None
     # filled, as to copy it from the host would be to wait for the device
     return torch.cat(
         [b.new_full((len(b),), image, dtype=torch.int64) for image, b in enumerate(gt_bboxes)]
