@@ -58,3 +58,9 @@ def test_without_a_gradient_it_overwrites_its_input() -> None:
     with torch.no_grad():
         assert masked(inplace=False)(leaf).tolist() == [0, 2]
     assert leaf.tolist() == [-1, 2]
+
+
+def test_an_infinite_gradient_does_not_pass_where_the_input_was_negative() -> None:
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(masked(inplace=False)(x), x, torch.tensor([torch.inf, 3.0]))
+    assert gradient.tolist() == [0, 3]
