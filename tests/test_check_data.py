@@ -242,7 +242,7 @@ def test_good_coco_file(tmp_path: Path) -> None:
         (
             lambda c: c['categories'][1].update(name='smallvehicle'),
             "found class 'smallvehicle', expected one of the data set's 2; did you mean "
-            "'small-vehicle'?; its 1 objects are left out",
+            "'small-vehicle'?; what is of it is left out without a word",
         ),
         (
             lambda c: c['categories'].reverse(),
@@ -347,7 +347,7 @@ def test_fractions_of_boxes_are_read(tmp_path: Path, key: str) -> None:
         (voc, '<xmin>1</xmin>', '', 'found None as xmin, expected a number'),
         (voc, '<difficult>0<', '<difficult>no<', "found 'no' as difficult, expected a whole"),
         (voc, '<difficult>0<', '<difficult>0.0<', "found '0.0' as difficult, expected a whole"),
-        (voc, '>plane<', '>planes<', "did you mean 'plane'?; it is left out without a word"),
+        (voc, '>plane<', '>planes<', "did you mean 'plane'?; what is of it is left out"),
         (
             voc,
             '<width>64<',
@@ -414,6 +414,44 @@ def test_boxes_without_area_in_xml_files(
 def test_data_set_without_images(tmp_path: Path, check: Callable) -> None:
     (found,) = messages(check(tmp_path, tmp_path, []))
     assert 'found no images listed; reading the data set stops at it' in found
+
+
+SHIP = """<object><name>ship</name><bndbox>
+<xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object>"""
+VAN = SHIP.replace('ship', 'small-vehicle')
+ON_PURPOSE = 'warning: {} objects are left out, of classes that the data set does not have: {}'
+
+
+def test_classes_left_out_on_purpose(tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        content['categories'] += [dict(id=3, name='ship'), dict(id=4, name='bridge')]
+        for number, kind in enumerate((3, 4, 3), start=9):
+            content['annotations'].append(
+                dict(content['annotations'][0], id=number, category_id=kind)
+            )
+
+    report = coco(tmp_path / 'coco', change)
+    assert messages(report) == []
+    (found,) = messages(report, is_error=False)
+    assert found.endswith(f'a.json: {ON_PURPOSE.format(3, "ship, bridge")}')
+
+    report = voc(tmp_path / 'voc', '</annotation>', f'{SHIP}{VAN}{SHIP}</annotation>')
+    assert messages(report) == []
+    (found,) = messages(report, is_error=False)
+    assert found.endswith(f'a.xml, object 2: {ON_PURPOSE.format(2, "ship")}')
+
+
+def test_classes_that_may_be_left_out_by_mistake(tmp_path: Path) -> None:
+    # no small-vehicle anywhere: it may be the ship
+    (found,) = messages(voc(tmp_path / 'a', '</annotation>', f'{SHIP}</annotation>'))
+    assert "object 2: error: found class 'ship', expected one of" in found
+    # all there, but nobody means 'planes'
+    planes = SHIP.replace('ship', 'Planes')
+    report = voc(tmp_path / 'b', '</annotation>', f'{VAN}{planes}{planes}{SHIP}</annotation>')
+    assert [m.split(': ')[0][-8:] for m in messages(report)] == ['object 3', 'object 4']
+    assert all("found class 'Planes'" in m and "mean 'plane'?" in m for m in messages(report))
+    (found,) = messages(report, is_error=False)
+    assert found.endswith(ON_PURPOSE.format(1, 'ship'))
 
 
 def test_missing_xml_files_and_images(tmp_path: Path) -> None:

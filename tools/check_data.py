@@ -19,6 +19,7 @@ What the stock data sets make of it:
 - `CocoDataset` leaves out objects of other classes, without area, or outside of their image,
   without a word, and numbers classes in the file's order, whatever the order in `metainfo.classes`.
 - `XMLDataset` leaves out objects of other classes without a word, and keeps boxes without area.
+  Classes left out are a warning; an error if they may be those of the data set's, spelt otherwise.
 - A missing image shows when a worker first reads it, hours later perhaps.
 - An object outside of its image overlaps no prior; `MaxIoUAssigner` with `min_pos_iou=0`, as in
   RetinaNet, then gives it every prior there is. One without area has infinite offsets.

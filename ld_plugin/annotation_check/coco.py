@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import Report, check_images_exist, unknown_class
+from .report import Report, check_images_exist, check_left_out
 
 _ID, _TEXT, _NUMBER = (int, str), (str,), (int, float)
 #: what every row needs, and of which types
@@ -146,9 +146,8 @@ def _check_classes(
     report: Report, file: Path, names: Sequence[str], classes: Sequence[str]
 ) -> None:
     """Compare the file's classes with the data set's; both have an order."""
-    for name in set(report.objects) - set(classes):
-        message = f'{unknown_class(name, classes)}; its {report.objects[name]} objects are left out'
-        report.error(file, message)
+    others = {name: [file] for name in report.objects if name not in classes}
+    check_left_out(report, others, classes, names)
     found = [name for name in names if name in classes]  # the labels 0, 1 ... of CocoDataset
     for label, name in enumerate(found):
         if name != classes[label]:

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,10 +54,51 @@ class Report:
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:
     """Message for a class name that the data set does not have."""
-    close = difflib.get_close_matches(name.lower(), [c.lower() for c in classes], n=1)
-    meant = [c for c in classes if c.lower() in close]
-    hint = f'; did you mean {meant[0]!r}?' if meant else f': {", ".join(classes)}'
+    meant = _nearest(name, classes)
+    hint = f'; did you mean {meant!r}?' if meant else f': {", ".join(classes)}'
     return f"found class {name!r}, expected one of the data set's {len(classes)}{hint}"
+
+
+def _nearest(name: str, classes: Sequence[str], likeness: float = 0.6) -> str | None:
+    """The class whose name is most like ``name``, of those at least as like as 0 to 1."""
+    close = difflib.get_close_matches(name.lower(), [c.lower() for c in classes], 1, likeness)
+    return next((c for c in classes if c.lower() in close), None)
+
+
+def check_left_out(
+    report: Report,
+    others: Mapping[str, Sequence[object]],
+    classes: Sequence[str],
+    named: Collection[str],
+) -> None:
+    """Report classes that the data set does not have, whose objects it leaves out.
+
+    That may be its purpose, which is a warning. It is an error where one may be a class of the data
+    set's, spelt otherwise: where the names are alike, or where the files lack one of the data
+    set's.
+
+    Args:
+        report: Is added to.
+        others: The places of every such class, by its name.
+        classes: The data set's.
+        named: All class names in the files.
+    """
+    is_lacking = not set(classes) <= set(named)
+    on_purpose = []
+    for name, places in others.items():
+        if not (is_lacking or _nearest(name, classes, likeness=0.8)):
+            on_purpose.append(name)
+            continue
+        for place in places:
+            message = f'{unknown_class(name, classes)}; what is of it is left out without a word'
+            report.error(place, message)
+    if on_purpose:
+        count = sum(report.objects[name] for name in on_purpose)
+        report.warn(
+            others[on_purpose[0]][0],
+            f'{count} objects are left out, of classes that the data set does not have: '
+            f'{", ".join(on_purpose)}',
+        )
 
 
 def check_images_exist(

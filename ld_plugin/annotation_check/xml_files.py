@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .report import Report, check_images_exist, unknown_class
+from .report import Report, check_images_exist, check_left_out
 
 _VOC_BOX = ('xmin', 'ymin', 'xmax', 'ymax')
 _HRSC_BOX = ('mbox_cx', 'mbox_cy', 'mbox_w', 'mbox_h', 'mbox_ang')
@@ -24,9 +24,15 @@ def check_voc(
         classes: Class names that may occur; None lets every name pass.
     """
     report = _report_on(annotations, names)
+    places: dict[str, list[str]] = {}
     for file, root in _parsed(report, annotations, names):
         for number, thing in enumerate(root.findall('object'), start=1):
-            _check_voc_object(report, f'{file}, object {number}', root, thing, classes)
+            place = f'{file}, object {number}'
+            if name := _check_voc_object(report, place, root, thing):
+                places.setdefault(name, []).append(place)
+    if classes is not None:
+        others = {name: found for name, found in places.items() if name not in classes}
+        check_left_out(report, others, classes, places)
     listed = [(annotations / f'{name}.xml', f'{name}.jpg') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
     return report
@@ -80,25 +86,20 @@ def _parsed(
 
 
 def _check_voc_object(
-    report: Report,
-    place: str,
-    root: ET.Element,
-    thing: ET.Element,
-    classes: Sequence[str] | None,
-) -> None:
+    report: Report, place: str, root: ET.Element, thing: ET.Element
+) -> str | None:
+    """The name of its class, if it has one."""
     name, box = thing.findtext('name'), thing.find('bndbox')
     if name is None or box is None:
         report.error(place, 'has no name or no bndbox; reading the data set stops at it')
-        return
+        return name
     report.objects[name] += 1
     wrong = [key for key in _VOC_BOX if _number(box, key) is None]
     if wrong:
         report.error(place, _not_a_number(box, wrong[0]))
-        return
+        return name
     if thing.find('difficult') is not None and not _is_whole(thing, 'difficult'):
         report.error(place, _not_whole(thing, 'difficult'))
-    if classes is not None and name not in classes:
-        report.error(place, f'{unknown_class(name, classes)}; it is left out without a word')
     x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
     if x1 <= x0 or y1 <= y0:
         report.warn(place, f'found a box without area: {x0:g} {y0:g} {x1:g} {y1:g}')
@@ -109,6 +110,7 @@ def _check_voc_object(
             f'the box {x0:g} {y0:g} {x1:g} {y1:g} lies outside of its image of '
             f'{width:g} x {height:g} pixels; every prior may be assigned to it',
         )
+    return name
 
 
 def _check_hrsc_place(report: Report, place: str, root: ET.Element, thing: ET.Element) -> None:
