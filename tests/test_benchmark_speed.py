@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import benchmark_speed as benchmark  # noqa: E402
 
+from ld_plugin.detectors.packed_convolution import PackedConv2d  # noqa: E402
+
 OPTIONS = '--teacher 18 --channels 32 --size 64 --rounds 2 --threads 1 --recipes ld_full'
 FP32, BF16 = 'ld_full, fp32', 'ld_full, bf16'
 
@@ -153,6 +155,37 @@ def test_memory_adds_up(steps: dict[str, dict]) -> None:
         assert row['peak_to_budget'] == pytest.approx(row['peak_megabytes'] / total)
         assert 0.95 < row['peak_to_budget'] < 1.1
     assert steps['teacher, fp32']['peak_to_budget'] is None
+
+
+def test_work_adds_up(steps: dict[str, dict]) -> None:
+    work = {name: row['billion_multiplications'] for name, row in steps.items()}
+    assert work['teacher, eager fp32'] > 0.1
+    assert work['teacher, fp32'] == work['teacher, bf16'] == work['teacher, eager fp32']
+    # backward takes twice the work of forward, but for the frozen layers
+    assert 2.2 * work['teacher, eager fp32'] < work['student alone']
+    floor = work['student alone'] + work['teacher, eager fp32']
+    assert [work[row] for row in ('floor', 'mmdet LDHead', FP32, BF16)] == pytest.approx(
+        [floor] * 4
+    )
+
+
+def test_multiplications_of_convolutions_and_products() -> None:
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    image, row = torch.ones(2, 3, 8, 8), torch.ones(1, 7)
+    once = 2 * 5 * (8 * 8) * 3 * (3 * 3)
+
+    def run() -> None:
+        with torch.no_grad():
+            conv(image)
+            row @ row.T + row.sum()
+        conv(image).sum().backward()  # and the gradient of the weights, as often
+
+    assert benchmark.multiplications_in(run) == 3 * once + 7
+    conv.requires_grad_(False)
+    PackedConv2d.convert(conv)
+    assert benchmark.multiplications_in(lambda: conv(image)) == once
+    image.requires_grad_()
+    assert benchmark.multiplications_in(lambda: conv(image).sum().backward()) == 2 * once
 
 
 def test_peak_counts_what_is_alive_at_once() -> None:

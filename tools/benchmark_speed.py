@@ -15,7 +15,9 @@ pass, the losses and the backward pass. The ways are:
     ld_full, fp32 ...   each recipe of `ld_plugin.recipes` with each teacher
 
 The peak memory of a step is that of the weights and of everything allocated during the step. It is
-compared with the sum of the student's peak and the teacher's weights.
+compared with the sum of the student's peak and the teacher's weights. GMAC are the billions of
+multiplications in a step's convolutions and matrix products, whatever the machine: no more than
+the floor's, unless a method has layers of its own or goes through the teacher's a second time.
 
 On a machine that is busy with other things, go by processor time, with OMP_WAIT_POLICY=PASSIVE in
 the environment, so that threads which wait for each other do not count as work.
@@ -51,6 +53,8 @@ from mmengine.utils import is_installed
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from ld_plugin import recipes
 from ld_plugin.dense.boxes import upright
@@ -179,6 +183,7 @@ class Case:
         teacher_weights: Bytes of the teacher's among them.
         seconds: Per round, on each of the CLOCKS.
         peak: Bytes at the peak of a step.
+        multiplications: In a step's convolutions and matrix products.
     """
 
     name: str
@@ -188,6 +193,7 @@ class Case:
     teacher_weights: int = 0
     seconds: list[tuple[float, ...]] = field(default_factory=list)
     peak: int = 0
+    multiplications: int = 0
 
 
 @dataclass(frozen=True)
@@ -397,6 +403,44 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
+class Multiplications(TorchDispatchMode):
+    """Counts those in the convolutions and matrix products that run within it.
+
+    PyTorch's own counter does not know the packed convolutions of processors, and stops at a
+    gradient that is computed within a forward pass.
+
+    Attributes:
+        number: So far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operator = func.overloadpacket
+        if operator in flop_registry:
+            flops = flop_registry[operator](*args, **(kwargs or {}), out_val=result)
+        elif '_convolution_pointwise' in str(operator):
+            # one that ends with an underscore adds to its first argument
+            image, weight = args[str(operator).endswith('_') :][:2]
+            flops = conv_flop_count(image.shape, weight.shape, result.shape)
+        else:
+            flops = 0
+        self.number += flops // 2  # an addition goes with each
+        return result
+
+
+def multiplications_in(run: Callable[[], Any]) -> int:
+    """How many there are in the convolutions and matrix products of ``run``."""
+    with Multiplications() as counted:
+        run()
+    return counted.number
+
+
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, ...]:
     """Seconds that ``run`` takes on each of the CLOCKS."""
     _synchronize(device)
@@ -407,12 +451,14 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, ...]:
 
 
 def measure(cases: Sequence[Case], device: torch.device, rounds: int) -> None:
-    """Fill in the cases' peaks and seconds; teachers pack their weights in two runs before."""
+    """Fill in all about the cases that runs tell; teachers pack their weights in two of them."""
     for case in track(cases, 'memory', **_PROGRESS):
         for _ in range(2):
             case.run()
             case.model.zero_grad()
         case.peak = case.weights() + peak_of(case.run, device)
+        case.model.zero_grad()
+        case.multiplications = multiplications_in(case.run)
         case.model.zero_grad()
     order = random.Random(0)
     for _ in track(range(rounds), 'rounds', **_PROGRESS):
@@ -427,7 +473,7 @@ def medians(rounds: np.ndarray) -> dict[str, float]:
 
 
 def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """One row per case: times, ratios and memory; None where a row has no such thing."""
+    """One row per case: times, ratios, work and memory; None where a row has no such thing."""
     seconds = {case.name: np.array(case.seconds) for case in cases}
     alone = next(case for case in cases if case.name == ALONE)
     return [
@@ -438,6 +484,7 @@ def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
             to_ld_head=(
                 medians(seconds[case.name] / seconds[LD_HEAD]) if LD_HEAD in seconds else None
             ),
+            billion_multiplications=case.multiplications / 1e9,
             peak_megabytes=case.peak / MEGABYTE,
             teacher_megabytes=case.teacher_weights / MEGABYTE,
             peak_to_budget=(
@@ -513,8 +560,10 @@ def table(rows: Sequence[Mapping[str, Any]], region: Mapping[str, Any]) -> str:
     """The results as text."""
     clock_titles = ''.join(f'{"ms":>10}{"x floor":>9}{"x LDHead":>9}' for _ in CLOCKS)
     lines = [
-        ' ' * 28 + ''.join(f'{name + " time":>28}' for name in CLOCKS) + f'{"peak memory, MB":>30}',
-        ' ' * 28 + clock_titles + f'{"step":>10}{"teacher":>9}{"x sum":>9}',
+        ' ' * 28
+        + ''.join(f'{name + " time":>28}' for name in CLOCKS)
+        + f'{"work":>9}{"peak memory, MB":>30}',
+        ' ' * 28 + clock_titles + f'{"GMAC":>9}{"step":>12}{"teacher":>9}{"x sum":>9}',
     ]
     for row in rows:
         times = ''.join(
@@ -524,7 +573,7 @@ def table(rows: Sequence[Mapping[str, Any]], region: Mapping[str, Any]) -> str:
         )
         share = '' if row['peak_to_budget'] is None else f'{row["peak_to_budget"]:.3f}'
         lines.append(
-            f'{row["name"]:28}{times}{row["peak_megabytes"]:10.1f}'
+            f'{row["name"]:28}{times}{row["billion_multiplications"]:9.1f}{row["peak_megabytes"]:12.1f}'
             f'{row["teacher_megabytes"]:9.1f}{share:>9}'
         )
     found = ', '.join(
