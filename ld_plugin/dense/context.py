@@ -24,12 +24,15 @@ class Assignment:
     Attributes:
         labels: (N, P), 0..C-1 for positives, C for everything else.
         label_weights: (N, P), 0 where the classification loss ignores the prior.
-        valid: (N, P) bool, False for priors in the padding.
+        valid: (N, P) bool, False for priors in the padding that a larger image of the batch causes;
+            what is padded up to ``pad_size_divisor`` counts as image, as in the stock heads.
         num_classes: C.
         positive_gts: Per image, (number of its positives,): the index of each positive's ground
             truth in that image, positives in the order of priors; None if the reader cannot tell.
         unknown: (N, P) bool, True for the student's positives of classes that the teacher does not
             know, which count as background in ``labels``; None if it knows all classes.
+        all_positives: (N,), the positives of every image, those of classes or on levels that the
+            teacher does not have included; None if there are no others than these.
     """
 
     labels: Tensor
@@ -38,6 +41,7 @@ class Assignment:
     num_classes: int
     positive_gts: Sequence[Tensor] | None = None
     unknown: Tensor | None = None
+    all_positives: Tensor | None = None
 
     def where_known(self, weights: Tensor) -> Tensor:
         """``weights`` (N, P), but 0 where the teacher does not know the prior's class."""
@@ -48,6 +52,11 @@ class Assignment:
         """(N, P) bool."""
         foreground = (self.labels >= 0) & (self.labels < self.num_classes)
         return foreground & (self.label_weights > 0)
+
+    @property
+    def num_positives(self) -> Tensor:
+        """(N,), of every image, whether or not the teacher has their class and level."""
+        return self.positive.sum(1) if self.all_positives is None else self.all_positives
 
     @cached_property
     def matched_gts(self) -> Tensor:
@@ -98,10 +107,11 @@ class DistillationContext:
     def mean_num_positives(self) -> Tensor:
         """Positives per GPU in this batch, averaged over the GPUs; a scalar.
 
-        An image without any counts as one, as in the stock losses, so that a loss over the
-        background does not grow with the number of such images.
+        Those that cannot be distilled count as well, so that what can be keeps its weight. An image
+        without any counts as one, as in the stock losses, so that a loss over the background does
+        not grow with the number of such images.
         """
-        return reduce_mean(self.assignment.positive.sum(1).clamp(min=1).sum().float())
+        return reduce_mean(self.assignment.num_positives.clamp(min=1).sum().float())
 
     @property
     def device(self) -> torch.device:

@@ -62,7 +62,12 @@ class LevelMatch:
         return take_levels(outputs, self.teacher)
 
     def assignment(self, assignment: Assignment, num_level_priors: Sequence[int]) -> Assignment:
-        """The student's assignment on the paired levels; the counts are those of all levels."""
+        """The student's assignment on the paired levels.
+
+        Args:
+            assignment: On all levels.
+            num_level_priors: Of all levels.
+        """
         if self.covers_student:
             return assignment
 
@@ -77,6 +82,7 @@ class LevelMatch:
             label_weights=take(assignment.label_weights),
             valid=take(assignment.valid),
             positive_gts=_kept_gts(assignment, kept),
+            all_positives=assignment.num_positives,
         )
 
 
@@ -251,6 +257,7 @@ class ClassMatch:
             num_classes=count,
             positive_gts=_kept_gts(assignment, assignment.positive & ~lost),
             unknown=lost,
+            all_positives=assignment.num_positives,
         )
 
     def rois(self, stage: RoIStage) -> RoIStage:

@@ -237,7 +237,7 @@ class DistilledDetector:
                         f'{self.spec.strides[level][0]}: widths and heights in strides are '
                         f'{_rounded(here)} of the student, {_rounded(there)} of the teacher, '
                         'expected the same in the same order. Set the same anchor_generator in '
-                        "model.bbox_head as in the teacher's."
+                        "the student's head as in the teacher's."
                     )
 
     def _check_levels(self) -> None:

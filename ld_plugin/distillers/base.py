@@ -48,6 +48,8 @@ class Distiller(nn.Module, ABC):
         looks_at_predictions: Whether it, or its region, looks at the student's own predictions.
         loss_registry: Where ``loss`` is looked up.
         loss_base: What ``loss`` has to be derived from.
+        loss_compares_classes: Whether its loss takes the class logits of a position together, if it
+            reads them.
         loss_of_scores: A loss that compares every class by itself, for messages.
         defaults: Configs of the parts that a user leaves out.
     """
@@ -58,6 +60,7 @@ class Distiller(nn.Module, ABC):
     looks_at_predictions: ClassVar[bool] = True
     loss_registry: ClassVar[Registry] = LOSSES
     loss_base: ClassVar[type[nn.Module]] = DistillationLoss
+    loss_compares_classes: ClassVar[bool] = True
     loss_of_scores: ClassVar[str] = "dict(type='BinaryKDLoss')"
     compares_maps: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -98,6 +101,11 @@ class Distiller(nn.Module, ABC):
     def reads_of_teacher(self) -> frozenset[str]:
         """What the teacher has to provide, the region's needs included."""
         return self.reads | (self.region.reads if self.region else frozenset())
+
+    @property
+    def has_softmax(self) -> bool:
+        """Whether its loss, or a part of it, compares the softmax over a row."""
+        return any(isinstance(part, DistributionKLLoss) for part in self.loss.modules())
 
     @property
     def looks_at_positives_alone(self) -> bool:
@@ -145,7 +153,7 @@ class Distiller(nn.Module, ABC):
             'priors per cell (num_base_priors)',
             student.num_base_priors,
             teacher.num_base_priors,
-            "Set the same anchor_generator in model.bbox_head as in the teacher's.",
+            "Set the same anchor_generator in the student's head as in the teacher's.",
         )
         check_equal(
             key,
@@ -183,8 +191,8 @@ class Distiller(nn.Module, ABC):
         Raises:
             ConfigError: The loss compares classes of which there is one.
         """
-        compares = any(isinstance(m, DistributionKLLoss) for m in self.loss.modules())
-        if 'class_logits' in self.reads and num_classes == 1 and compares:
+        of_classes = self.loss_compares_classes and 'class_logits' in self.reads
+        if of_classes and num_classes == 1 and self.has_softmax:
             raise ConfigError(
                 f'{key}.loss: found DistributionKLLoss over the one class {of}, expected a loss of '
                 f"the class's own score. Set loss={self.loss_of_scores}, or leave this distiller "

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..losses import eager_gradient, pieces_of
 from ..regions.geometry import general_instance_scores, level_instance_scores
 from ..registry import DISTILLERS
-from .base import Distiller
+from .base import KINDS, Distiller
 
 _PER_PRIOR = 16  # numbers that decoding and comparing boxes makes of each
 
@@ -100,13 +100,13 @@ class BoxDistiller(Distiller):
 
 
 def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
-    """Refuse negative weights, and losses of class scores, offsets, or other boxes than the head's.
+    """Refuse negative weights, and losses of anything but boxes such as the head's.
 
     Raises:
         ConfigError: It is one of these.
     """
     check_not_negative(**{f'{key}.loss_weight': getattr(loss, 'loss_weight', 1)})
-    if hasattr(loss, 'use_sigmoid'):
+    if hasattr(loss, 'use_sigmoid') or hasattr(loss, 'T'):
         raise ConfigError(
             f'{key}: found {type(loss).__name__}, which compares class scores, expected a loss '
             "between boxes such as dict(type='BoxLoss')."
@@ -123,6 +123,28 @@ def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
             f"{student.name} predicts rotated ones. Expected dict(type='BoxLoss'), or a loss of "
             "MMRotate's such as dict(type='mmrotate.GDLoss', loss_type='kld')."
         )
+    if problem := _problem_with_boxes(loss, student.box_dim):
+        raise ConfigError(
+            f'{key}: found {type(loss).__name__}, which does not compare {KINDS[student.box_dim]} '
+            f"boxes ({problem}). Expected dict(type='BoxLoss'), or another loss between them."
+        )
+
+
+def _problem_with_boxes(loss: nn.Module, box_dim: int) -> str:
+    """Why a stock loss cannot compare two pairs of boxes (2, E), if it cannot."""
+    boxes = torch.tensor([[8.0, 8.0, 24.0, 16.0, 0.5], [4.0, 4.0, 9.0, 8.0, 0.1]])[:, :box_dim]
+    refusals = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+    if box_dim == 4:  # some of rotated boxes have no operator for a processor
+        refusals += (RuntimeError,)
+    try:
+        rows = loss(boxes, boxes + 1, reduction_override='none')
+    except refusals as error:
+        return f'{type(error).__name__}: {error}'.rstrip(': ')
+    except RuntimeError:
+        return ''
+    shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+    fits = shape in ((2,), (2, 1), (2, box_dim))
+    return '' if fits else f'of two pairs it makes {shape}, expected a number each'
 
 
 def level_box_loss(

@@ -14,6 +14,7 @@ from ..dense.matching import take_levels
 from ..dense.outputs import anchor_view, prior_views
 from ..errors import ConfigError
 from ..losses import ChannelStatistics, DistillationLoss, eager_gradient, pieces_of, standardized
+from ..losses.eager_gradient import takes_rows_together
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, adapted, check_equal
@@ -101,12 +102,31 @@ class CrossHeadDistiller(Distiller):
         self.adapters = nn.ModuleList(
             nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, 1) for _ in _BRANCHES
         )
+        self.box_loss = self._build_box_loss(student, teacher, f'{key}.box_loss')
+
+    def _build_box_loss(self, student: HeadSpec, teacher: HeadSpec, key: str) -> nn.Module:
         if teacher.num_bins is None:
-            cfg, registry, base = self._box_loss_cfg or BOX_LOSS, MODELS, None
+            registry, other, base, default = MODELS, LOSSES, None, BOX_LOSS
+            what = 'boxes without distributions, which are compared decoded'
         else:
-            cfg, registry, base = self._box_loss_cfg or DISTRIBUTION_LOSS, LOSSES, DistillationLoss
-        self.box_loss = build(registry, cfg, f'{key}.box_loss', base)
-        check_box_loss(self.box_loss, student, f'{key}.box_loss')
+            registry, other, base, default = LOSSES, MODELS, DistillationLoss, DISTRIBUTION_LOSS
+            what = 'distributions of boxes, and these are compared'
+        cfg = self._box_loss_cfg or default
+        kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+        if isinstance(kind, str) and registry.get(kind) is None and other.get(kind) is not None:
+            raise ConfigError(
+                f'{key}: found {kind}, but {teacher.name} predicts {what}. Expected a loss such as '
+                f'{default}.'
+            )
+        loss = build(registry, cfg, key, base)
+        if base is None:
+            check_box_loss(loss, student, key)
+        elif takes_rows_together(loss):
+            raise ConfigError(
+                f'{key}: found {type(loss).__name__}, which compares whole maps, but every '
+                f'prior has a weight of its own. Expected a loss of single rows such as {default}.'
+            )
+        return loss
 
     def distill(self, context: DistillationContext) -> Tensor:
         weights = dict(classes=self.class_weights(context), boxes=self.box_weights(context))

@@ -52,6 +52,7 @@ class PredictionGuidedFeatureDistiller(FeatureDistiller):
 
     reads = frozenset({'class_logits', 'features'})
     compares_maps = False
+    loss_compares_classes = False
     defaults: ClassVar = dict(
         region=dict(type='EverywhereRegion'),
         loss=dict(type='FeatureMSELoss', loss_weight=1.5),

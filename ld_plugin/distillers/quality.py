@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..dense import DistillationContext, HeadSpec
+from ..errors import ConfigError
 from ..registry import DISTILLERS
 from .base import Distiller, check_equal
 
@@ -26,7 +27,8 @@ class QualityDistiller(Distiller):
         schedule: A factor over training.
 
     Raises:
-        ConfigError: The heads' branches rate different things.
+        ConfigError: The heads' branches rate different things, or the loss compares the softmax of
+            several numbers, where a prior has one.
     """
 
     reads = frozenset({'quality'})
@@ -44,6 +46,11 @@ class QualityDistiller(Distiller):
             "Choose a teacher whose head rates boxes by the student's, or leave this distiller out "
             f'({key}=None).',
         )
+        if self.has_softmax:
+            raise ConfigError(
+                f'{key}.loss: found DistributionKLLoss over the one quality of a prior, whose '
+                "softmax is 1 whatever it is. Expected dict(type='BinaryKDLoss', beta=0)."
+            )
 
     def distill(self, context: DistillationContext) -> Tensor:
         selection = context.select(self.region)

@@ -721,6 +721,28 @@ def test_softmax_over_one_class() -> None:
     assert list(model.distillers) == ['ld', 'ld_vlr']
 
 
+def test_softmax_over_the_one_quality_of_a_prior() -> None:
+    teacher = dict(config=dict(model=tiny('atss')), checkpoint=None)
+    for loss in (dict(type='DistributionKLLoss'), dict(type='BinaryKDLoss', beta=0)):
+        quality = dict(q=dict(type='QualityDistiller', loss=loss))
+        config = tiny_distilled(teacher, quality, tiny('atss'))
+        if loss['type'] == 'BinaryKDLoss':
+            build(config)
+            continue
+        assert message(lambda config=config: build(config)) == (
+            'model.distillers.q.loss: found DistributionKLLoss over the one quality of a prior, '
+            "whose softmax is 1 whatever it is. Expected dict(type='BinaryKDLoss', beta=0)."
+        )
+
+
+def test_softmax_over_the_features_where_there_is_one_class() -> None:
+    one = dict(student=tiny_gfl(num_classes=1), teacher=dict(config=dict(model=tiny_gfl(1))))
+    one['teacher']['checkpoint'] = None
+    loss = dict(type='DistributionKLLoss', loss_weight=1e3)
+    pfi = dict(pfi=dict(type='PredictionGuidedFeatureDistiller', loss=loss))
+    assert losses(build(tiny_distilled(**one, distillers=pfi)), batch())['loss_pfi'] > 0
+
+
 @pytest.mark.parametrize('name', ['ClassificationDistiller', 'DecoupledClassificationDistiller'])
 def test_advice_for_one_class_is_accepted(name: str) -> None:
     one = dict(student=tiny_gfl(num_classes=1), teacher=dict(config=dict(model=tiny_gfl(1))))

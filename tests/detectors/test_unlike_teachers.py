@@ -281,6 +281,27 @@ def test_the_assignment_on_the_levels_that_both_have(images: int) -> None:
     for name in ('labels', 'label_weights', 'valid', 'positive', 'matched_gts'):
         expected = getattr(whole.assignment, name)[:, finest:]
         assert torch.equal(getattr(found, name), expected), name
+    assert found.positive.sum() < whole.assignment.positive.sum()
+    assert torch.equal(found.num_positives, whole.assignment.positive.sum(1))
+
+
+def test_positives_keep_their_weight_beside_those_without_a_partner() -> None:
+    whole = context(images=2)
+    teacher = take_levels(whole.teacher, [1, 2])
+    match = TeacherMatch(whole.student.spec, teacher.spec, ClassMatch((0, 2), (0, 2), 3, 3))
+    labels = [torch.arange(len(boxes)) for boxes in whole.gt_bboxes]
+    part = match.context(whole.student, teacher, whole.assignment, whole.gt_bboxes, labels)
+    slopes = []
+    for step in (whole, part):
+        quality = dict(x=dict(type='QualityDistiller'))
+        build_distillers(quality, step.student.spec, step.teacher.spec)['x'](step).backward()
+        levels = [level.grad for level in whole.student.quality_maps[1:]]
+        slopes.append(torch.cat([level.flatten(1).clone() for level in levels], dim=1))
+        for level in whole.student.quality_maps:
+            level.grad = None
+    kept = part.assignment.positive
+    assert 0 < kept.sum() < whole.assignment.positive.sum()
+    torch.testing.assert_close(slopes[1], slopes[0] * kept)
 
 
 @pytest.mark.parametrize(('scale', 'strides'), [(2, [8, 16, 32, 64]), (0.5, [16, 32, 64, 128])])

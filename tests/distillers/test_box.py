@@ -149,6 +149,19 @@ def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
             '^model.distillers.x.loss: found CrossEntropyLoss, which compares class scores',
         ),
         (
+            dict(type='BoxDistiller', loss=dict(type='KnowledgeDistillationKLDivLoss', T=10)),
+            '^model.distillers.x.loss: found KnowledgeDistillationKLDivLoss, which compares class',
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='DistributionFocalLoss')),
+            '^model.distillers.x.loss: found DistributionFocalLoss, which does not compare '
+            r'horizontal boxes \(RuntimeError: .*\). Expected',
+        ),
+        (
+            dict(type='BoxDistiller', loss=dict(type='ResNet', depth=18)),
+            r'^model.distillers.x.loss: found ResNet, which does not .* \(TypeError: .*\). Exp',
+        ),
+        (
             dict(type='BoxDistiller', loss=dict(type='GIoULoss', weight=4)),
             '^model.distillers.x.loss: GIoULoss cannot be built.*weight.*It accepts: eps',
         ),
@@ -177,3 +190,15 @@ def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
 def test_bad_configs(step: DistillationContext, cfg: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(step, **cfg)
+
+
+@pytest.mark.parametrize(
+    'loss', [dict(type='GDLoss', loss_type='kld'), dict(type='RotatedIoULoss')]
+)
+def test_losses_of_rotated_boxes_between_horizontal_ones(
+    step: DistillationContext, loss: dict
+) -> None:
+    pytest.importorskip('mmrotate')
+    start = f'^model.distillers.x.loss: found {loss["type"]}, which does not compare horizontal b'
+    with pytest.raises(ConfigError, match=start):
+        make(step, type='BoxDistiller', loss=dict(loss, type=f'mmrotate.{loss["type"]}'))

@@ -413,7 +413,20 @@ def test_the_recipe_needs_four_stacked_convolutions_at_most() -> None:
             dict(stacked_convs=2),
             dict(stacked_convs=2),
             dict(box_loss=dict(type='GIoULoss')),
-            "box_loss.type: 'GIoULoss' is not a registered distillation loss",
+            'box_loss: found GIoULoss, but GFLHead predicts distributions of boxes, and these are '
+            "compared. Expected a loss such as {'type': 'DistributionKLLoss'",
+        ),
+        (
+            dict(stacked_convs=2),
+            dict(stacked_convs=2),
+            dict(box_loss=dict(type='GIoULos')),
+            "box_loss.type: 'GIoULos' is not a registered distillation loss",
+        ),
+        (
+            dict(stacked_convs=2),
+            dict(stacked_convs=2),
+            dict(box_loss=dict(type='PearsonFeatureLoss')),
+            'box_loss: found PearsonFeatureLoss, which compares whole maps, but every prior has',
         ),
     ],
 )
@@ -421,6 +434,15 @@ def test_bad_configs(student: dict, teacher: dict, cfg: dict, message: str) -> N
     config = distilled(tiny_gfl(**student), tiny_gfl(**teacher), CROSS | cfg)
     with pytest.raises(ConfigError, match=r'^model.distillers.x.*' + message):
         build(config)
+
+
+def test_a_loss_of_bins_where_there_are_none() -> None:
+    cfg = CROSS | dict(box_loss=dict(type='DistributionKLLoss'))
+    message = (
+        'box_loss: found DistributionKLLoss, but ATSSHead predicts boxes without distributions'
+    )
+    with pytest.raises(ConfigError, match=rf'^model\.distillers\.x\.{message}.*BoxLoss'):
+        build(distilled(tiny('atss'), tiny('atss'), cfg))
 
 
 def test_heads_without_stacked_convolutions_are_refused() -> None:
