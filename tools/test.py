@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on the test set of a config.
 
 Works on the distilled config and on the stock one: a published student is an ordinary checkpoint
-of the stock detector.
+of the stock detector. Of a distilled config only the student is built: testing needs no teacher.
 """
 
 import sys
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, ConfigDict
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
+from ld_plugin.detectors.model_config import student_model
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
 
 
@@ -27,10 +29,29 @@ def parse_args() -> Namespace:
         '--show-dir', help='write pictures of predictions to WORK_DIR/TIMESTAMP/SHOW_DIR'
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per picture of --show')
+    parser.add_argument(
+        '--tta', action='store_true', help="augment at test time, as the config's tta_... say"
+    )
     args = parser.parse_args()
     if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out: predictions are written as a pickle; {args.out} must end in .pkl')
     return args
+
+
+def augment(cfg: Config) -> None:
+    """Test with `tta_model` around the detector, on what `tta_pipeline` makes of an image.
+
+    Raises:
+        KeyError: The config lacks one of them.
+    """
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in cfg:
+            raise KeyError(
+                f'{key}: not in the config, but --tta needs it; inherit it, for example from '
+                "'mmdet::retinanet/retinanet_tta.py', or leave the option out"
+            )
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def main() -> None:
@@ -44,6 +65,9 @@ def main() -> None:
         check_submission_folders(cfg)
     except (FileNotFoundError, FileExistsError) as error:
         sys.exit(f'{args.config}: {error}')
+    cfg.model = student_model(cfg)
+    if args.tta:
+        augment(cfg)
     runner = build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))

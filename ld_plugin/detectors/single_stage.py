@@ -71,7 +71,8 @@ def _check_parts(
         found = ', '.join(sorted(unsupported) or missing)
         raise ConfigError(
             f'model: found {found}; expected the parts of a plain single-stage detector: backbone, '
-            'neck, bbox_head. DistilledSingleStageDetector works over configs such as '
+            'neck, bbox_head, and beside them teacher and distillers. '
+            'DistilledSingleStageDetector works over configs such as '
             'mmdet::gfl/gfl_r50_fpn_1x_coco.py, DistilledTwoStageDetector over Faster R-CNN.'
             + (_SYNCHRONISED if 'use_syncbn' in unsupported else '')
         )

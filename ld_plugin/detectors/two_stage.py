@@ -138,7 +138,8 @@ def _check_parts(
         found = ', '.join([*(f'no {name}' for name in missing), *sorted(unsupported)])
         raise ConfigError(
             f'model: found {found}; expected the parts of a two-stage detector: backbone, neck, '
-            'rpn_head, roi_head. DistilledTwoStageDetector works over configs such as '
+            'rpn_head, roi_head, and beside them teacher and distillers. '
+            'DistilledTwoStageDetector works over configs such as '
             'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.'
         )
     if type_name(roi_head.get('type')) == 'TridentRoIHead':

@@ -1,5 +1,6 @@
 """The interface of a distiller, and how a config becomes distillers."""
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -196,7 +197,8 @@ class Distiller(nn.Module, ABC):
             raise ConfigError(
                 f'{key}.loss: found DistributionKLLoss over the one class {of}, expected a loss of '
                 f"the class's own score. Set loss={self.loss_of_scores}, or leave this distiller "
-                f'out ({key}=None).'
+                f'out ({key}=None). In place of an inherited loss it needs _delete_=True beside '
+                'its type.'
             )
 
 
@@ -293,15 +295,33 @@ def build_distillers(
         if distiller_cfg is None:
             continue
         key = f'model.distillers.{name}'
+        if str(name).startswith('loss_'):
+            raise ConfigError(
+                f'{key}: its loss would be logged as loss_{name}, expected a name without loss_, '
+                f'such as {str(name).removeprefix("loss_") or "ld"!r}.'
+            )
         if not str(name).isidentifier() or hasattr(distillers, name):
             raise ConfigError(
                 f'{key}: {name!r} cannot name a distiller; choose a plain word that is no method '
                 "of a dict, such as 'ld'."
             )
+        if isinstance(distiller_cfg, Mapping) and 'type' not in distiller_cfg:
+            raise ConfigError(_without_type(str(name), cfg))
         distiller = _build_distiller(distiller_cfg, key, regions)
         distiller.prepare(student, teacher, key)
         distillers[name] = distiller
     return distillers
+
+
+def _without_type(name: str, cfg: Mapping[str, Any]) -> str:
+    """Message for what is no distiller, such as an option of one whose name is misspelt."""
+    others = [str(other) for other, value in cfg.items() if value and 'type' in value]
+    close = difflib.get_close_matches(name, others, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    return (
+        f"model.distillers.{name}: expected a dict with a 'type', found {cfg[name]!r}.{hint} There "
+        f'are: {", ".join(others) or "none"}.'
+    )
 
 
 def _build_distiller(

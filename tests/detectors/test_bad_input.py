@@ -405,6 +405,23 @@ def test_key_that_would_replace_a_stock_loss_which_no_attribute_names(
     assert found.endswith('Choose another key.')
 
 
+def test_key_with_the_prefix_that_the_log_adds() -> None:
+    found = message(lambda: build(tiny_distilled(distillers=dict(loss_ld=ld_main['ld']))))
+    assert found == (
+        'model.distillers.loss_ld: its loss would be logged as loss_loss_ld, expected a name '
+        "without loss_, such as 'ld'."
+    )
+
+
+def test_option_of_a_distiller_whose_name_is_misspelt() -> None:
+    option = dict(loss=dict(loss_weight=1))
+    found = message(lambda: build(tiny_distilled(distillers=ld_full | dict(ld_vrl=option))))
+    assert found == (
+        "model.distillers.ld_vrl: expected a dict with a 'type', found "
+        f"{option}. Did you mean 'ld_vlr'? There are: ld, ld_vlr, kd."
+    )
+
+
 @pytest.mark.parametrize('name', ['a.b', 'items', 'training', '2nd'])
 def test_key_that_cannot_name_a_module(name: str) -> None:
     found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))

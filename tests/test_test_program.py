@@ -1,0 +1,102 @@
+"""`tools/test.py` on a distilled config: the student alone is built, augmented or not."""
+
+import pickle
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+STOCK, DISTILLED = (
+    ROOT / 'configs/demo' / name
+    for name in ('gfl_r18-half_fpn_6e_digits.py', 'ld_r18-half-gfl-r18_fpn_6e_digits.py')
+)
+FLIPPED = """
+tta_model = dict(
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=100)
+)
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale_factor=1.0),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=(
+                        'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                        'flip_direction',
+                    ),
+                )
+            ],
+        ],
+    ),
+]
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures, and a checkpoint of the student as a distilled training leaves one."""
+    folder = tmp_path_factory.mktemp('test')
+    sizes = ['--train', '1', '--val', '1', '--test', '2', '--size', '96x96']
+    tool = [sys.executable, str(ROOT / 'tools/make_digits.py'), str(folder / 'digits'), *sizes]
+    subprocess.run(tool, check=True, capture_output=True)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        student = MODELS.build(Config.fromfile(STOCK).model)
+    adapter = {'distillers.im.adapter.weight': torch.zeros(1)}
+    torch.save(dict(state_dict=student.state_dict() | adapter), folder / 'student.pth')
+    return folder
+
+
+@pytest.fixture
+def predictions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """What the program, run in this process, finds by a config: boxes and scores (K, 5)."""
+
+    def run(config: Path, *options: str) -> Tensor:
+        out = folder / 'predictions.pkl'
+        arguments = [str(config), str(folder / 'student.pth'), '--out', str(out), *options]
+        # a student that has learnt nothing is sure of nothing
+        arguments += ['--work-dir', str(folder / 'work')]
+        arguments += ['--cfg-options', 'model.test_cfg.score_thr=0']
+        monkeypatch.setattr(sys, 'argv', ['test.py', *arguments])
+        monkeypatch.setenv('DIGITS_ROOT', str(folder / 'digits'))
+        monkeypatch.setenv('LOCAL_RANK', '0')  # which the program sets otherwise
+        runpy.run_path(str(ROOT / 'tools/test.py'), run_name='__main__')
+        found = [image['pred_instances'] for image in pickle.loads(out.read_bytes())]
+        assert len(found) == 2
+        return torch.cat([torch.cat([x['bboxes'], x['scores'][:, None]], 1) for x in found])
+
+    return run
+
+
+def test_a_distilled_config_is_tested_without_its_teacher(predictions: Callable) -> None:
+    teacher = Config.fromfile(DISTILLED).model.teacher
+    assert not Path(teacher.checkpoint).exists()
+    found = predictions(DISTILLED)
+    assert len(found) > 0
+    torch.testing.assert_close(found, predictions(STOCK))
+
+
+def test_augmentation(predictions: Callable, tmp_path: Path) -> None:
+    config = tmp_path / 'tta.py'
+    config.write_text(f"_base_ = '{DISTILLED}'\n{FLIPPED}")
+    plain, augmented = predictions(config), predictions(config, '--tta')
+    assert len(augmented) > 0
+    assert augmented.shape != plain.shape or not torch.allclose(augmented, plain)
+
+
+def test_augmentation_that_the_config_does_not_tell(predictions: Callable) -> None:
+    with pytest.raises(KeyError, match='tta_model: not in the config, but --tta needs it'):
+        predictions(DISTILLED, '--tta')
