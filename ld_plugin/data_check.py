@@ -54,9 +54,10 @@ def check_submission_folders(cfg: Mapping[str, Any]) -> None:
 
 
 def _plain_evaluators(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """An evaluator, or those of a list, with their keys."""
+    """An evaluator, or those of a list or inside of another, with their keys."""
     if isinstance(value, Mapping):
         yield key, value
+        yield from _plain_evaluators(value.get('metrics'), f'{key}.metrics')
     for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
         yield from _plain_evaluators(item, f'{key}.{index}')
 

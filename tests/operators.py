@@ -12,17 +12,24 @@ class Operators(TorchDispatchMode):
     """Counts the operators that run within it.
 
     Attributes:
-        number: Those that are more than a view. A GPU is started for each, however small it is.
+        names: Of those that are more than a view. A GPU is started for each, however small it is.
         waits: Those that wait for the device, as the size or the host needs their result.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.number = self.waits = 0
+        self.names: list[str] = []
+        self.waits = 0
+
+    @property
+    def number(self) -> int:
+        """How many are more than a view."""
+        return len(self.names)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        self.number += not func.is_view
+        if not func.is_view:
+            self.names.append(str(func))
         self.waits += func in _WAITING
         return func(*args, **(kwargs or {}))

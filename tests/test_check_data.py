@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -233,7 +234,15 @@ def test_good_coco_file(tmp_path: Path) -> None:
         ),
         (
             lambda c: c['annotations'][0].update(bbox=[1, 2, 3]),
-            'annotation 7: error: found bbox [1, 2, 3], expected four numbers: x, y, width, height',
+            'annotation 7: error: found bbox [1, 2, 3], expected four finite numbers: x, y, width,',
+        ),
+        (
+            lambda c: c['annotations'][0].update(bbox=[1, 2, math.inf, 5]),
+            'annotation 7: error: found bbox [1, 2, inf, 5], expected four finite numbers',
+        ),
+        (
+            lambda c: c['annotations'][0].update(bbox=[math.nan, 2, 3, 5]),
+            'annotation 7: error: found bbox [nan, 2, 3, 5], expected four finite numbers',
         ),
         (
             lambda c: c['images'][0].update(file_name='b.jpg'),
@@ -351,9 +360,24 @@ def test_fractions_of_boxes_are_read(tmp_path: Path, key: str) -> None:
         (
             voc,
             '<width>64<',
-            '<width>0.5<',
-            'the box 1 2 30 20 lies outside of its image of 0.5 x 48 pixels; every prior',
+            '<width>64.5<',
+            "found '64.5' as size/width, expected a whole number; reading the data set stops at it",
         ),
+        (
+            voc,
+            '<width>64</width>',
+            '',
+            'a.xml: error: found None as size/width, expected a whole number; reading the data',
+        ),
+        (
+            voc,
+            '<xmin>1<',
+            '<xmin>70<',
+            'the box 70 2 30 20 lies outside of its image of 64 x 48 pixels; every prior',
+        ),
+        (voc, '<xmin>1<', '<xmin>nan<', "found 'nan' as xmin, expected a number"),
+        (voc, '<xmax>30<', '<xmax>inf<', "found 'inf' as xmax, expected a number"),
+        (hrsc, '<mbox_cx>9<', '<mbox_cx>nan<', "found 'nan' as mbox_cx, expected a number"),
         (
             voc,
             '<annotation>',
@@ -454,6 +478,14 @@ def test_classes_that_may_be_left_out_by_mistake(tmp_path: Path) -> None:
     assert found.endswith(ON_PURPOSE.format(1, 'ship'))
 
 
+def test_ids_of_ships(tmp_path: Path) -> None:
+    assert hrsc(tmp_path, '<mbox_cx>', '<Class_ID>7</Class_ID><mbox_cx>').problems == []
+    folders = tmp_path / 'Annotations', tmp_path / 'AllImages'
+    assert check_hrsc(*folders, ['a'], class_ids=['7']).problems == []
+    (found,) = messages(check_hrsc(*folders, ['a'], class_ids=['100000001', '8']))
+    assert "object 1: error: found '7' as Class_ID, expected one of 100000001, 8" in found
+
+
 def test_missing_xml_files_and_images(tmp_path: Path) -> None:
     found = messages(check_voc(tmp_path, tmp_path, ['a']))
     assert found[0] == f'{tmp_path}/a.xml: error: is missing; reading the data set stops at it'
@@ -489,6 +521,28 @@ def test_a_data_set_is_checked_once(tmp_path: Path) -> None:
     cfg = Config({loader: dict(dataset=coco_dataset(tmp_path)) for loader in loaders})
     (source,) = config_sources(cfg, [*loaders, 'test_dataloader'])
     assert source.name == f'{tmp_path}/a.json (train_dataloader.dataset, val_dataloader.dataset)'
+
+
+def test_data_sets_that_read_other_things_are_each_checked(tmp_path: Path) -> None:
+    dataset = coco_dataset(tmp_path)
+    other = dataset | dict(metainfo=dict(classes=(*CLASSES, 'ship')), pipeline=[])
+    cfg = {
+        f'{name}_dataloader': dict(dataset=x) for name, x in (('train', dataset), ('val', other))
+    }
+    reports = [source.check() for source in config_sources(Config(cfg), list(cfg))]
+    assert [len(messages(report, is_error=False)) for report in reports] == [0, 1]
+
+
+def test_classes_of_ships_that_a_config_asks_for(tmp_path: Path) -> None:
+    pytest.importorskip('mmrotate')
+    hrsc(tmp_path, '<mbox_cx>', '<Class_ID>100000099</Class_ID><mbox_cx>')
+    text(tmp_path / 'names.txt', 'a')
+    dataset = dict(type='mmrotate.HRSCDataset', data_root=str(tmp_path), ann_file='names.txt')
+    (report,) = checked(dataset)
+    assert messages(report) == []
+    (report,) = checked(dataset | dict(classwise=True))
+    (found,) = messages(report)
+    assert "found '100000099' as Class_ID, expected one of 100000001, 100000002" in found
 
 
 def test_wrappers_are_looked_into(tmp_path: Path) -> None:

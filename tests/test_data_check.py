@@ -148,6 +148,11 @@ def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
     check_submission_folders(Config(dict(test_evaluator=None)))
     with pytest.raises(FileExistsError) as error:
         check_submission_folders(Config(dict(test_evaluator=[dict(type='CocoMetric'), metric])))
+    for inside in (dict(metrics=metric), dict(type='Evaluator', metrics=[metric])):
+        with pytest.raises(
+            FileExistsError, match=r'^test_evaluator\.metrics(\.0)?\.outfile_prefix'
+        ):
+            check_submission_folders(Config(dict(test_evaluator=inside)))
     key = 'test_evaluator.1.outfile_prefix'
     assert str(error.value).startswith(f"{key}: '{tmp_path}/Task1' is there already")
     assert f'--cfg-options {key}=PATH' in str(error.value)

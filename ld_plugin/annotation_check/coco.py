@@ -2,6 +2,8 @@
 
 import glob
 import json
+import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,6 +65,7 @@ def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
         if Path(name).is_absolute():
             break
         for root in (file.parent, file.parent.parent):
+            name = os.path.normpath(name)  # './a.jpg' is found as 'a.jpg'
             for path in root.rglob(glob.escape(name)):
                 return Path(str(path)[: -len(name)])
     return file.parent
@@ -120,7 +123,8 @@ def _check_annotations(
             report.error(place, message)
         elif not _is_box(annotation['bbox']):
             message = (
-                f'found bbox {annotation["bbox"]!r}, expected four numbers: x, y, width, height'
+                f'found bbox {annotation["bbox"]!r}, expected four finite numbers: x, y, width, '
+                'height'
             )
             report.error(place, message)
         elif left_out := _left_out(annotation, size):
@@ -128,8 +132,12 @@ def _check_annotations(
 
 
 def _is_box(box: Any) -> bool:
-    numbers = (int, float)
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(x, numbers) for x in box)
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
+
+
+def _is_finite(x: Any) -> bool:
+    # Python reads and writes NaN and Infinity, which are no JSON
+    return isinstance(x, int | float) and math.isfinite(x)
 
 
 def _left_out(annotation: Mapping[str, Any], size: tuple[float, float]) -> str:

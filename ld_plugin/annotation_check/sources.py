@@ -13,6 +13,13 @@ from .dota import check_dota, check_dota_images
 from .report import Problem, Report
 from .xml_files import check_hrsc, check_voc
 
+#: keys of a data set; those that differ in other ones alone read the same
+_WHAT_IS_READ = (
+    'type', 'data_root', 'ann_file', 'data_prefix', 'ann_subdir', 'img_subdir', 'img_suffix',
+    'metainfo', 'classwise', 'backend_args',
+)  # fmt: skip
+_SHIP = '1000000'  # that HRSC2016's ids of classes begin with, and MMRotate's do not
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,7 +51,7 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
     for section in sections:
         loader = cfg.get(section) or {}
         for key, dataset in plain_datasets(loader.get('dataset'), f'{section}.dataset'):
-            files = {k: dataset.get(k) for k in ('type', 'data_root', 'ann_file', 'data_prefix')}
+            files = [dataset.get(key) for key in _WHAT_IS_READ]
             found.setdefault(repr(files), ([], dataset))[0].append(key)
     scope = cfg.get('default_scope') or 'mmdet'
     return [_of_dataset(', '.join(keys), dataset, scope) for keys, dataset in found.values()]
@@ -99,7 +106,11 @@ def _voc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
 
 
 def _hrsc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
-    return check_hrsc(*_xml_and_images(dataset, 'AllImages'), _listed(dataset))
+    ids = None
+    if dataset.get('classwise'):
+        metainfo = cls.METAINFO | (dataset.get('metainfo') or {})
+        ids = {_SHIP + number for number in metainfo['classes_id']}
+    return check_hrsc(*_xml_and_images(dataset, 'AllImages'), _listed(dataset), ids)
 
 
 def _listed(dataset: Mapping[str, Any]) -> list[str]:

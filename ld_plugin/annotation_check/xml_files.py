@@ -2,7 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from .report import Report, check_images_exist, check_left_out
@@ -26,6 +26,9 @@ def check_voc(
     report = _report_on(annotations, names)
     places: dict[str, list[str]] = {}
     for file, root in _parsed(report, annotations, names):
+        for side in ('size/width', 'size/height') if root.find('size') is not None else ():
+            if not _is_whole(root, side):
+                report.error(file, f'{_not_whole(root, side)}; reading the data set stops at it')
         for number, thing in enumerate(root.findall('object'), start=1):
             place = f'{file}, object {number}'
             if name := _check_voc_object(report, place, root, thing):
@@ -38,8 +41,17 @@ def check_voc(
     return report
 
 
-def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
-    """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``."""
+def check_hrsc(
+    annotations: Path, images: Path, names: Sequence[str], class_ids: Collection[str] | None = None
+) -> Report:
+    """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``.
+
+    Args:
+        annotations: Folder of ``NAME.xml``.
+        images: Folder of ``NAME.bmp``.
+        names: What to check.
+        class_ids: Ids of ships that may occur; None lets every id pass.
+    """
     report = _report_on(annotations, names)
     for file, root in _parsed(report, annotations, names):
         if not _is_whole(root, 'Img_SizeWidth'):
@@ -49,6 +61,10 @@ def check_hrsc(annotations: Path, images: Path, names: Sequence[str]) -> Report:
             report.objects['ship'] += 1
             wrong = [_not_a_number(thing, k) for k in _HRSC_BOX if _number(thing, k) is None]
             wrong += [_not_whole(thing, k) for k in _HRSC_HEADER if not _is_whole(thing, k)]
+            ship = thing.findtext('Class_ID')
+            if class_ids is not None and ship not in class_ids:
+                known = ', '.join(sorted(class_ids))
+                wrong.append(f'found {ship!r} as Class_ID, expected one of {known}')
             if wrong:
                 report.error(place, wrong[0])
             elif min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h')) <= 0:
@@ -130,10 +146,12 @@ def _check_hrsc_place(report: Report, place: str, root: ET.Element, thing: ET.El
 
 
 def _number(element: ET.Element, key: str) -> float | None:
+    """A finite number, if it is one."""
     try:
-        return float(element.findtext(key, default=''))
+        number = float(element.findtext(key, default=''))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _is_whole(element: ET.Element, key: str) -> bool:

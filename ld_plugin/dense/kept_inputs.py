@@ -26,7 +26,7 @@ def kept_inputs(activations: Iterable[nn.Module]) -> Iterator[None]:
         stack.callback(passes.outputs.clear)
         for module in activations:
             stack.enter_context(_not_overwriting(module))
-            if not isinstance(module, nn.RReLU):
+            if torch.is_grad_enabled() and not isinstance(module, nn.RReLU):
                 stack.callback(module.register_forward_pre_hook(passes.enter).remove)
                 stack.callback(module.register_forward_hook(passes.leave).remove)
         if activations:
@@ -39,7 +39,7 @@ class _Passes:
     """Through every activation the last one, by which its output is known again."""
 
     def __init__(self) -> None:
-        self.outputs: dict[nn.Module, tuple[Tensor, _Pass]] = {}
+        self.outputs: dict[nn.Module, tuple[Tensor, int, _Pass]] = {}
         self._saved_by_activation: list[_Saved] | None = None
 
     def enter(self, module: nn.Module, args: tuple) -> None:
@@ -47,7 +47,7 @@ class _Passes:
 
     def leave(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         # while it is held here, no other tensor can have its memory
-        self.outputs[module] = output, _Pass(module, args[0], args[0]._version)
+        self.outputs[module] = output, output._version, _Pass(module, args[0], args[0]._version)
         for saved in self._saved_by_activation:
             saved.value = self._or_pass(saved.value)
         self._saved_by_activation = None
@@ -60,8 +60,11 @@ class _Passes:
 
     def _or_pass(self, tensor: Tensor) -> 'Tensor | _Pass':
         """The pass through an activation that the tensor comes of; else itself."""
-        known = self.outputs.values()
-        return next((one for output, one in known if _same_memory(tensor, output)), tensor)
+        for output, version, one in self.outputs.values():
+            # what somebody has changed since is no longer what the activation made
+            if output._version == version and _same_memory(tensor, output):
+                return one
+        return tensor
 
 
 @dataclass

@@ -69,9 +69,11 @@ class HeadRecorder:
                 stack.enter_context(kept_inputs(watched))
             for name in self.methods:
                 owner, method = self._locate(name)
+                if method in vars(owner):  # somebody else's wrapper
+                    stack.callback(setattr, owner, method, vars(owner)[method])
+                else:  # uncovers the class's own method again
+                    stack.callback(delattr, owner, method)
                 setattr(owner, method, self._wrap(name, owner, method))
-                # uncovers the class's own method again
-                stack.callback(delattr, owner, method)
             self._on_exit = stack.pop_all()
         return self
 

@@ -8,6 +8,7 @@ ResNet-50's time, and more beside other programs that keep the memory busy.
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class PackedConv2d(nn.Conv2d):
     def convert(cls, conv: nn.Conv2d) -> None:
         """Make ``conv`` one of these, if this build of PyTorch has kernels for it."""
         plain = conv.padding_mode == 'zeros' and isinstance(conv.padding, tuple)
-        if _has_kernel() and plain and conv.weight.dtype in _DTYPES:
+        if plain and _has_kernel(conv.weight.dtype):
             conv.__class__ = cls
             conv.register_buffer('packed', None, persistent=False)
             conv.sizes = set()
@@ -191,12 +192,15 @@ def _wants_gradient(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def _has_kernel() -> bool:
+def _has_kernel(dtype: torch.dtype) -> bool:
     # those that compiled models run; PyTorch registers them, but does not document them
     names = '_convolution_pointwise', '_get_mkldnn_serialized_md'
-    return torch.backends.mkldnn.is_available() and all(
+    known = torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in names
     )
+    if dtype == torch.bfloat16:  # which not every processor has one for
+        return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return known and dtype in _DTYPES
 
 
 def _layout(packed: Tensor) -> Tensor:
@@ -210,24 +214,38 @@ def fuse_activations(model: nn.Module) -> None:
     Holds for residual blocks and for convolutions with an activation, where nothing is left of
     their norm layers; all else stays as it is.
     """
+    following = {
+        block
+        for stage in model.modules()
+        if isinstance(stage, nn.Sequential)
+        for before, block in pairwise(stage)
+        if _is_residual(before)
+    }
     for module in model.modules():
-        if type(module).forward in (BasicBlock.forward, Bottleneck.forward):
-            _fuse_block(module)
+        if _is_residual(module):
+            _fuse_block(module, follows_another=module in following)
         elif type(module).forward is ConvModule.forward:
             _fuse_conv_module(module)
 
 
-def _fuse_block(block: nn.Module) -> None:
+def _is_residual(module: nn.Module) -> bool:
+    return type(module).forward in (BasicBlock.forward, Bottleneck.forward)
+
+
+def _fuse_block(block: nn.Module, follows_another: bool) -> None:
     numbers = [number for number in (1, 2, 3) if hasattr(block, f'conv{number}')]
     convs = [getattr(block, f'conv{number}') for number in numbers]
     norms = [getattr(block, f'norm{number}') for number in numbers]
     if _can_fuse(convs, norms) and not getattr(block, 'with_plugins', False):
-        block.forward = partial(_residual, convs, block.downsample)
+        block.forward = partial(_residual, convs, block.downsample, follows_another)
 
 
-def _residual(convs: list[PackedConv2d], downsample: nn.Module | None, x: Tensor) -> Tensor:
-    # x may be overwritten: it is no other's than the block's before this one
-    shortcut = x if downsample is None else downsample(x)
+def _residual(
+    convs: list[PackedConv2d], downsample: nn.Module | None, follows_another: bool, x: Tensor
+) -> Tensor:
+    # which is overwritten: x itself only where a block made it for this one and nobody else
+    own = x if follows_another or downsample is not None else x.clone()
+    shortcut = own if downsample is None else downsample(x)
     for conv in convs[:-1]:
         x = conv.relu(x)
     return convs[-1].add_relu(x, shortcut)

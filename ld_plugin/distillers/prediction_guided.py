@@ -17,10 +17,13 @@ from .base import adapted
 from .feature import FeatureDistiller
 from .schedules import Schedule
 
-_PREDICTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    'logit': at_least_float32,
-    'score': lambda logits: at_least_float32(logits).sigmoid(),
-}
+
+def _scores(logits: Tensor) -> Tensor:
+    return at_least_float32(logits).sigmoid()
+
+
+# named functions, as students are pickled
+_PREDICTIONS: dict[str, Callable[[Tensor], Tensor]] = {'logit': at_least_float32, 'score': _scores}
 
 
 @DISTILLERS.register_module()

@@ -193,3 +193,14 @@ def test_hold_is_find_inside_points_of_mmrotate() -> None:
     boxes, points = random_boxes(20), 60 * torch.rand(300, 2)
     expected = structures.RotatedBoxes(boxes).find_inside_points(points, eps=0)
     assert torch.equal(hold(boxes, *points.unbind(1)), expected.t())
+
+
+def test_overlaps_far_from_the_origin() -> None:
+    generator = torch.Generator().manual_seed(0)
+    extent = torch.tensor([8.0, 8, 16, 16, 3])
+    boxes, others = (torch.rand(200, 5, generator=generator) * extent for _ in range(2))
+    for some in (boxes, others):
+        some[:, :2] = some[:, :2].round()  # so that float32 knows them far away, too
+    far = torch.tensor([20000.0, 20000, 0, 0, 0])
+    expected = overlaps(boxes.double(), others.double()).float()
+    torch.testing.assert_close(overlaps(boxes + far, others + far), expected, atol=1e-4, rtol=0)

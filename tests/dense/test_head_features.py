@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ld_plugin.dense import HeadRecorder, get_reader
-from ld_plugin.dense.head_features import HeadFeatures
+from ld_plugin.dense.head_features import HeadFeatures, Tower
 from ld_plugin.dense.matching import ClassMatch, take_levels
 from ld_plugin.dense.readers.base import WITH_SEPARATE_BRANCHES
 from tests.dense.heads import build_head, random_features
@@ -75,6 +76,22 @@ def test_an_error_leaves_the_head_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         get_reader(head).rest_of_head(1, HeadFeatures(wrong, wrong))
     assert all(a is b for a, b in zip(before, head.modules(), strict=True))
+
+
+def test_somebody_elses_wrapper_stays_on_the_head() -> None:
+    head, calls = build_head('gfl'), []
+    stock = head.loss_by_feat
+
+    def wrapper(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        return stock(*args, **kwargs)
+
+    head.loss_by_feat = wrapper
+    for number in (1, 2):
+        with HeadRecorder(head, ('loss_by_feat',)), pytest.raises(TypeError):
+            head.loss_by_feat()
+        assert head.loss_by_feat is wrapper
+        assert len(calls) == number
 
 
 def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
@@ -266,3 +283,11 @@ def test_gradient_through_the_rest_of_a_head() -> None:
     own, other = torch.autograd.grad(boxes.sum(), inputs[::-1], allow_unused=True)
     assert own.abs().sum() > 0
     assert other is None
+
+
+def test_convolutions_without_activations_are_no_tower() -> None:
+    head = nn.Module()
+    layers = [ConvModule(4, 4, 3), ConvModule(4, 4, 3, act_cfg=None)]
+    for kept in (1, 2):
+        head.cls_convs = nn.ModuleList(layers[:kept])
+        assert Tower(head, 'cls_convs').channels == ((4, 4) if kept == 1 else ())

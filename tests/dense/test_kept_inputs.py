@@ -122,3 +122,44 @@ def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
     assert model[1].inplace
     assert not (model[1]._forward_hooks or model[1]._forward_pre_hooks)
     assert not torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def test_a_part_of_what_leaves_is_kept_as_it_is() -> None:
+    """It begins with the same number, but is another tensor."""
+    first, activation = nn.Conv2d(3, 4, 3), nn.ReLU()
+    last = nn.Parameter(torch.randn(2, 36, generator=torch.Generator().manual_seed(0)))
+
+    def value() -> Tensor:
+        left = activation(first(torch.ones(2, 3, 8, 8)))[:, :1].flatten(1)
+        return (left * last).square().sum()
+
+    expected = torch.autograd.grad(value(), [last, first.weight])
+    with kept_inputs([activation]):
+        kept = value()
+    for pair in zip(torch.autograd.grad(kept, [last, first.weight]), expected, strict=True):
+        assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize('activation', [nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU()], ids=repr)
+def test_what_is_changed_after_it_left_is_kept_as_it_is(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def value() -> Tensor:
+        left = activation(first(levels()[0]))
+        left.mul_(3)  # which stock autograd allows where the activation keeps its input
+        return last(left).square().sum()
+
+    expected = torch.autograd.grad(value(), [first.weight, last.weight])
+    with kept_inputs([activation]):
+        kept = value()
+    for pair in zip(torch.autograd.grad(kept, [first.weight, last.weight]), expected, strict=True):
+        assert torch.equal(*pair)
+
+
+def test_nothing_is_kept_where_there_is_no_gradient() -> None:
+    model, entered = tower(nn.ReLU(inplace=True)), []
+    model[1].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    with torch.inference_mode(), kept_inputs([model[1]]):
+        loss(model)
+    assert all((x < 0).any() for x in entered)  # but not overwritten either

@@ -18,6 +18,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 
 from ld_plugin import ConfigError
 from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.detectors import checkpoint as reading
 from ld_plugin.detectors.checkpoint import class_names, load_checkpoint_file
 from ld_plugin.detectors.model_config import published_checkpoint
 from tests.models import TinyDataset, build, tiny_gfl, tiny_runner
@@ -106,6 +107,19 @@ def test_url_is_downloaded_once(checkpoint: Path, server: str, hub: Path) -> Non
     assert [f.name for f in hub.iterdir()] == [checkpoint.name]
     checkpoint.unlink()
     assert torch.equal(weight(teacher(url)), expected_weight())
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_the_first_process_downloads_and_then_those_of_other_machines(
+    rank: int, checkpoint: Path, server: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, fetch = [], reading._fetch
+    monkeypatch.setattr(reading, 'get_rank', lambda: rank)
+    monkeypatch.setattr(reading, 'barrier', lambda: done.append('barrier'))
+    monkeypatch.setattr(reading, '_fetch', lambda *args: (done.append('fetch'), fetch(*args)))
+    assert torch.equal(weight(teacher(f'{server}/{checkpoint.name}')), expected_weight())
+    first, others = ['fetch', 'barrier', 'barrier'], ['barrier', 'fetch', 'barrier']
+    assert done == (first if rank == 0 else others)
 
 
 def test_url_that_offers_nothing(server: str, hub: Path) -> None:

@@ -105,8 +105,8 @@ def test_student_that_is_its_teacher_has_nothing_to_learn() -> None:
         assert value == pytest.approx(0, abs=1e-6), name
 
 
-# images of the two processes, and objects of every image: one process has none at all
-SPLITS = [([0, 1], [2, 3], [3, 0, 1, 5]), ([1, 3], [0, 2], [2, 0, 4, 0])]
+# images of the two processes, and objects of every image: one process has fewer, and no object
+SPLITS = [([0, 1], [2, 3], [3, 0, 1, 5]), ([0], [1, 2, 3], [0, 2, 4, 1])]
 
 
 class DistillationLosses(nn.Module):

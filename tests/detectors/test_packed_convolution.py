@@ -12,6 +12,7 @@ from torch import nn
 
 from ld_plugin.detectors import packed_convolution
 from ld_plugin.detectors.packed_convolution import PackedConv2d, fuse_activations
+from tests.operators import Operators
 
 GEOMETRIES = [
     dict(in_channels=3, out_channels=8, kernel_size=7, stride=2, padding=3, bias=False),
@@ -189,6 +190,14 @@ def test_what_has_no_packed_kernel_stays_as_it_is() -> None:
         assert type(conv) is nn.Conv2d
 
 
+def test_processors_without_a_kernel_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    for dtype, expected in ((torch.bfloat16, nn.Conv2d), (torch.float32, PackedConv2d)):
+        conv = nn.Conv2d(8, 4, 3).to(dtype)
+        PackedConv2d.convert(conv)
+        assert type(conv) is expected
+
+
 # --- with what follows them -----------------------------------------------------------------------
 
 
@@ -256,6 +265,32 @@ def test_fused_blocks_equal_the_stock_ones(number: int) -> None:
         torch.testing.assert_close(fused(image(8)), block(image(8)), rtol=1e-4, atol=1e-5)
     assert 'ReLU' in called(block)
     assert 'ReLU' not in called(fused)
+
+
+class Branches(nn.Module):
+    """Two residual blocks that read the same map, as in an hourglass."""
+
+    def __init__(self, *first: nn.Module) -> None:
+        super().__init__()
+        self.up = nn.Sequential(*first, BasicBlock(8, 8), BasicBlock(8, 8))
+        self.low = BasicBlock(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x) + 2 * self.low(x)
+
+
+@pytest.mark.parametrize('first', [[], [nn.Identity()]], ids=['block', 'identity'])
+def test_a_map_that_others_read_is_not_overwritten(first: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = Branches(*first).eval()
+    fused, x = for_inference(model), image(8)
+    for _ in range(2):
+        found = fused(x)
+        torch.testing.assert_close(found, model(image(8)), rtol=1e-4, atol=1e-5)
+        assert torch.equal(x, image(8))
+    with Operators() as counted:
+        fused(x)
+    assert counted.names.count('aten.clone.default') == 2  # not before the second block of a stage
 
 
 def with_reflection(block: nn.Module) -> nn.Module:

@@ -294,6 +294,36 @@ def test_pickled_student_is_whole(teacher: Callable[[], ConfigDict]) -> None:
     assert file.tell() > 0
 
 
+@pytest.mark.parametrize('on', ['logit', 'score'])
+def test_pickled_student_that_imitates_by_predictions(on: str) -> None:
+    pfi = dict(pfi=dict(type='PredictionGuidedFeatureDistiller', on=on))
+    model = build(tiny_distilled(distillers=pfi))
+    twin = pickle.loads(pickle.dumps(model))
+    found, expected = (losses(m, batch())['loss_pfi'] for m in (twin, model))
+    assert torch.equal(found, expected)
+
+
+def test_images_of_a_converted_student_on_a_gpu() -> None:
+    model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.zeros(2, 3, 64, 64, device='cuda', dtype=torch.bfloat16)
+        outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
+        assert {level.dtype for level in outputs.class_maps} == {torch.float32}
+
+
+def test_sums_of_half_precision_do_not_overflow() -> None:
+    model = build(tiny_gfl())
+    nn.init.constant_(model.bbox_head.gfl_cls.bias, 2000.0)
+    found = FrozenTeacher(model, precision='fp16')(torch.randn(2, 3, 64, 64), [(64, 64)] * 2)
+    assert found.outputs.class_maps[0].dtype == torch.float16
+    found.check_finite()
+
+
+def test_the_necks_levels_are_not_kept_where_nobody_pools_them() -> None:
+    model = build(tiny_distilled())
+    assert len(model.teacher(torch.zeros(2, 3, 64, 64), [(64, 64)] * 2).neck) == 0
+
+
 def test_teacher_is_freed_with_the_student() -> None:
     model = build(tiny_distilled())
     distillation_loss(model, batch()).backward()

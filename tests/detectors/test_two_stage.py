@@ -667,3 +667,18 @@ def other_angles(family: str) -> ConfigDict:
 def test_bad_rotated_configs(student: str, teacher: Any, distillers: Mapping, message: str) -> None:
     with pytest.raises(ConfigError, match=r'^model.' + message):
         rotated_pair(student, teacher(), distillers)
+
+
+def test_classes_with_an_objectness_of_their_own_are_refused() -> None:
+    student, teacher = tiny('faster_rcnn'), tiny('faster_rcnn')
+    for model in (student, teacher):
+        model.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=3)
+    with pytest.raises(ConfigError, match='makes no softmax over the classes and background'):
+        build(distilled(student, teacher, ROI))
+
+
+def test_proposals_do_not_ask_for_equal_anchors() -> None:
+    other = tiny('faster_rcnn')
+    other.rpn_head.anchor_generator.scales = [4]
+    model = build(distilled(tiny('faster_rcnn'), other, ROI))
+    assert seeded_losses(model, 'faster_rcnn')['loss_roi'].isfinite()

@@ -93,6 +93,8 @@ def context_of(model: nn.Module, data: dict) -> DistillationContext:
             [2, None, 0, 1],
             dict(classes=('star', 'moon', 'disc', 'square'), class_map=dict(circle='disc')),
         ),
+        ([0, 1, 2, None], dict(classes=(*NAMES, 'moon'))),
+        ([1, 0, 2], dict(classes=NAMES, class_map=dict(circle='square', square='circle'))),
     ],
     ids=[
         'permuted',
@@ -102,6 +104,8 @@ def context_of(model: nn.Module, data: dict) -> DistillationContext:
         'by name and index',
         'by index as the command line writes it',
         'one renamed',
+        'more at the end',
+        'other than the equal names',
     ],
 )
 def test_classes_meet_their_partners(tmp_path: Path, rows: list, options: dict) -> None:
@@ -406,6 +410,31 @@ def test_other_anchors_are_refused(changes: dict) -> None:
         build(tiny_distilled(cfg, bckd, tiny('retinanet')))
     model = build(tiny_distilled(cfg, fitnet, tiny('retinanet')))
     assert losses(model, batch(SHAPES))['loss_im'] > 0
+
+
+def test_two_anchors_in_another_order_are_refused() -> None:
+    two = dict(scales_per_octave=1)
+    teacher = dict(config=dict(model=anchors(**two, ratios=[0.5, 2.0])), checkpoint=None)
+    with pytest.raises(ConfigError, match='anchors differ'):
+        build(tiny_distilled(teacher, bckd, anchors(**two, ratios=[2.0, 0.5])))
+
+
+def test_anchors_are_compared_with_those_of_the_level_that_they_are_paired_with() -> None:
+    def model(*in_strides: int) -> ConfigDict:
+        """RetinaNet with anchors of another size on every level."""
+        strides, model = [8, 16, 32, 64, 128], tiny('retinanet')
+        sizes = [stride * factor for stride, factor in zip(strides, in_strides, strict=True)]
+        model.bbox_head.anchor_generator = dict(
+            type='AnchorGenerator', scales=[1.0, 2.0], ratios=[1.0], strides=strides,
+            base_sizes=sizes,
+        )  # fmt: skip
+        return model
+
+    # the teacher's stride 16 teaches the student's 8
+    teacher = dict(config=dict(model=model(7, 2, 3, 4, 5)), checkpoint=None, image_scale=2)
+    build(tiny_distilled(teacher, bckd, model(2, 3, 4, 5, 6)))
+    with pytest.raises(ConfigError, match='anchors differ'):
+        build(tiny_distilled(teacher, bckd, model(7, 2, 3, 4, 5)))
 
 
 def test_the_only_anchor_of_a_cell_may_have_another_size() -> None:

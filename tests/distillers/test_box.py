@@ -202,3 +202,21 @@ def test_losses_of_rotated_boxes_between_horizontal_ones(
     start = f'^model.distillers.x.loss: found {loss["type"]}, which does not compare horizontal b'
     with pytest.raises(ConfigError, match=start):
         make(step, type='BoxDistiller', loss=dict(loss, type=f'mmrotate.{loss["type"]}'))
+
+
+@pytest.mark.parametrize('region', ['MainRegion', 'EverywhereRegion'])
+def test_boxes_count_with_their_label_weight(step: DistillationContext, region: str) -> None:
+    """Which train_cfg.pos_weight sets."""
+    distiller = make(step, type='BoxDistiller', region=dict(type=region))
+    twice = replace(step.assignment, label_weights=2 * step.assignment.label_weights)
+    expected = 2 * distiller(step)
+    assert expected > 0
+    torch.testing.assert_close(distiller(replace(step, assignment=twice)), expected)
+
+
+def test_boxes_everywhere_are_positives_and_the_others(step: DistillationContext) -> None:
+    everywhere = dict(type='EverywhereRegion')
+    regions = everywhere, dict(type='MainRegion'), dict(everywhere, exclude_positives=True)
+    whole, *parts = (make(step, type='BoxDistiller', region=region)(step) for region in regions)
+    assert all(part > 0 for part in parts)
+    torch.testing.assert_close(sum(parts), whole)

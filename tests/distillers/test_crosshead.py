@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine import ConfigDict
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -448,3 +449,39 @@ def test_a_loss_of_bins_where_there_are_none() -> None:
 def test_heads_without_stacked_convolutions_are_refused() -> None:
     with pytest.raises(ConfigError, match="student's head TOODHead has no head features"):
         build(distilled(tiny('tood'), tiny('tood')))
+
+
+@pytest.fixture(scope='module')
+def fcos_step() -> tuple[CrossHeadDistiller, DistillationContext]:
+    """On a batch of which one image has padding, whose label weights FCOS leaves at 1."""
+    fcos = tiny('fcos', stacked_convs=3)
+    teacher = dict(config=dict(model=fcos), checkpoint=None)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build(tiny_distilled(teacher, crosskd, fcos))
+        data = model.data_preprocessor(batch([(128, 160), (64, 64)]), training=True)
+        return model.distillers.crosskd, model.observe(data['inputs'], data['data_samples'])[1]
+
+
+def test_padding_has_no_weight_whatever_its_label_weight(
+    fcos_step: tuple[CrossHeadDistiller, DistillationContext],
+) -> None:
+    distiller, step = fcos_step
+    padding = ~step.assignment.valid
+    assert (step.assignment.label_weights[padding] > 0).any()
+    for of_part in (distiller.class_weights, distiller.box_weights):
+        weights = torch.cat([x.movedim(1, -1).flatten(1) for x in of_part(step)], dim=1)
+        assert weights.any()
+        assert not weights[padding].any()
+
+
+def test_scores_are_averaged_over_the_gpus(
+    fcos_step: tuple[CrossHeadDistiller, DistillationContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distiller, step = fcos_step
+    alone = distiller(step)
+    monkeypatch.setattr(crosshead, 'reduce_mean', lambda x: 2 * x)  # the other one has three times
+    beside = distiller(step)
+    monkeypatch.setattr(distiller.box_loss, 'loss_weight', 0.0)
+    classes = distiller(step)
+    assert alone > classes
+    torch.testing.assert_close(beside - classes, (alone - classes) / 2)

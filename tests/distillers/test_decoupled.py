@@ -183,3 +183,16 @@ def test_a_head_without_quality_is_refused() -> None:
     poor = replace(step.teacher.spec, extras=frozenset())
     with pytest.raises(ConfigError, match="the teacher's head Head has no quality"):
         build_distillers(dict(x=dict(type='QualityDistiller')), step.student.spec, poor)
+
+
+def test_padding_is_no_negative_whatever_its_label_weight() -> None:
+    """FCOS's and VFNet's is 1."""
+    step = context(images=2)
+    valid = step.assignment.valid
+    assert not valid.all()
+    ones = replace(step.assignment, label_weights=torch.ones_like(step.assignment.label_weights))
+    none = replace(ones, label_weights=valid.float())
+    distillers = dict(x=dict(type='DecoupledClassificationDistiller'))
+    distiller = build_distillers(distillers, step.student.spec, step.teacher.spec)['x']
+    found = [distiller(replace(step, assignment=assignment)) for assignment in (ones, none)]
+    torch.testing.assert_close(*found)

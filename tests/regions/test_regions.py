@@ -23,6 +23,7 @@ from ld_plugin.regions import (
     ValuableLocalizationRegion,
     base,
 )
+from ld_plugin.regions.geometry import fine_grained_region, overlap_region
 from tests import brute_force
 from tests.contexts import context, take_images
 from tests.operators import Operators
@@ -329,3 +330,21 @@ def test_one_row_for_all_images_is_refused():
     shapes = rf'\(1, {len(step.student.priors)}\), expected \(2, {len(step.student.priors)}\)'
     with pytest.raises(ValueError, match=rf'^OfEveryImage\.weights: found the shape {shapes}'):
         step.select(OfEveryImage())
+
+
+def test_how_many_near_priors_the_overlap_region_looks_at() -> None:
+    boxes = [torch.tensor([[3.0, 2, 20, 30], [22, 8, 41, 36]])]
+    step = replace(context(images=1, priors_per_cell=2), gt_bboxes=boxes)
+    found = [OverlapRegion(topk=topk)(step).weights for topk in (2, 9)]
+    assert not torch.equal(*found)
+    student = step.student
+    for topk, weights in zip((2, 9), found, strict=True):
+        expected = overlap_region(
+            student.priors, boxes[0], student.num_level_priors, step.assignment.valid[0], topk=topk
+        )
+        assert torch.equal(weights[0], expected)
+
+
+def test_a_turned_box_whose_bounds_alone_are_touched_selects_nothing() -> None:
+    box = torch.tensor([[20.0, 20, 60, 1, 0.785]])
+    assert not fine_grained_region(torch.tensor([[38.0, 2, 3, 3, 0]]), box).any()
