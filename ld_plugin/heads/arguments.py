@@ -14,7 +14,8 @@ def check_whole(name: str, value: Any, meaning: str) -> None:
     """
     if not is_count(value, 1):
         raise ConfigError(
-            f'bbox_head.{name}: found {value!r}, expected a whole number of at least 1: {meaning}.'
+            f'model.bbox_head.{name}: found {value!r}, expected a whole number of at least 1: '
+            f'{meaning}.'
         )
 
 
@@ -27,6 +28,6 @@ def check_range(name: str, value: Any) -> None:
     is_pair = isinstance(value, tuple | list) and len(value) == 2
     if not (is_pair and all(isinstance(x, int | float) for x in value) and value[0] < value[1]):
         raise ConfigError(
-            f'bbox_head.{name}: found {value!r}, expected two numbers, the smaller one first: the '
-            'values of the first and the last bin.'
+            f'model.bbox_head.{name}: found {value!r}, expected two numbers, the smaller one '
+            'first: the values of the first and the last bin.'
         )

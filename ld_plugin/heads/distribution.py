@@ -85,7 +85,7 @@ class DistributionMixin:
         name = type_name(loss_bbox['type'])
         if name in COORDINATE_LOSSES:
             raise ConfigError(
-                f'bbox_head.loss_bbox: found {name}, which compares coordinates, but '
+                f'model.bbox_head.loss_bbox: found {name}, which compares coordinates, but '
                 f'{type(self).__name__} compares boxes in pixels. Expected an IoU loss, such as '
                 "dict(type='GIoULoss', loss_weight=2.0, _delete_=True)."
             )
@@ -138,8 +138,8 @@ class DistributionAnchorMixin(DistributionMixin):
         coder = TASK_UTILS.build(kwargs.get('bbox_coder') or dict(type=CentreDistanceCoder))
         if coder.encode_size != CentreDistanceCoder.encode_size:
             raise ConfigError(
-                f'bbox_head.bbox_coder: found {type(coder).__name__}, a coder of rotated boxes, '
-                f'but {type(self).__name__} predicts horizontal ones. Of rotated boxes '
+                f'model.bbox_head.bbox_coder: found {type(coder).__name__}, a coder of rotated '
+                f'boxes, but {type(self).__name__} predicts horizontal ones. Of rotated boxes '
                 'DistributionRotatedRetinaHead and DistributionRotatedFCOSHead predict '
                 'distributions.'
             )

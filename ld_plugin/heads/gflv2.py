@@ -59,13 +59,13 @@ class GFLV2Head(GFLHead):
         check_whole('reg_channels', reg_channels, 'hidden channels')
         if reg_topk > reg_max + 1:
             raise ConfigError(
-                f'bbox_head.reg_topk: found {reg_topk}, expected at most the number of bins, '
+                f'model.bbox_head.reg_topk: found {reg_topk}, expected at most the number of bins, '
                 f'reg_max + 1 = {reg_max + 1}.'
             )
         if loss_cls.get('activated'):
             raise ConfigError(
-                'bbox_head.loss_cls.activated: found True, expected False: GFLV2Head returns the '
-                'logits of its joint scores.'
+                'model.bbox_head.loss_cls.activated: found True, expected False: GFLV2Head returns '
+                'the logits of its joint scores.'
             )
         self.reg_topk = reg_topk
         self.reg_channels = reg_channels

@@ -82,9 +82,9 @@ class DistributionRotatedRetinaHead(RetinaHead):
         super().__init__(*args, **kwargs)
         if self.bbox_coder.encode_size != len(self.bin_ranges):
             raise ConfigError(
-                f'bbox_head.bbox_coder: found {type(self.bbox_coder).__name__}, expected a coder '
-                'of rotated boxes, such as DeltaXYWHTRBBoxCoder; for horizontal ones there is '
-                'DistributionRetinaHead.'
+                f'model.bbox_head.bbox_coder: found {type(self.bbox_coder).__name__}, expected a '
+                'coder of rotated boxes, such as DeltaXYWHTRBBoxCoder; for horizontal ones there '
+                'is DistributionRetinaHead.'
             )
 
     def _init_layers(self) -> None:
@@ -179,7 +179,7 @@ class DistributionRotatedFCOSHead(DistributionPointMixin, RotatedFCOSHead):
         for name in ('use_hbbox_loss', 'loss_angle'):
             if kwargs.get(name):
                 raise ConfigError(
-                    f'bbox_head.{name}: found {kwargs[name]!r}, expected none: '
+                    f'model.bbox_head.{name}: found {kwargs[name]!r}, expected none: '
                     f'{type(self).__name__} learns its angle from the loss of rotated boxes. '
                     'Stand it over a config with use_hbbox_loss=False and loss_angle=None.'
                 )

@@ -297,7 +297,7 @@ def test_a_head_with_distributions_of_horizontal_boxes(family: str, head: str) -
     with scope(STUDENT), pytest.raises(ConfigError) as caught:
         build(model)
     assert str(caught.value).startswith(
-        'bbox_head.bbox_coder: found DeltaXYWHTRBBoxCoder, a coder of rotated boxes, but '
+        'model.bbox_head.bbox_coder: found DeltaXYWHTRBBoxCoder, a coder of rotated boxes, but '
         f'{head} predicts horizontal ones. '
     )
 

@@ -168,13 +168,13 @@ def test_a_teacher_equal_to_the_student_teaches_nothing(family: str) -> None:
 
 @pytest.mark.parametrize('value', [0, -1, 2.5, True, '16'])
 def test_bad_reg_max(family: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=r'bbox_head\.reg_max: found .* at least 1'):
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.reg_max: found .* at least 1'):
         build_head(family, reg_max=value)
 
 
 @pytest.mark.parametrize('loss', ['L1Loss', 'mmdet.SmoothL1Loss', 'GHMR', L1Loss])
 def test_a_loss_of_coordinates_is_refused(family: str, loss: str | type) -> None:
-    with pytest.raises(ConfigError, match=r'bbox_head\.loss_bbox: found \w+, .* IoU loss'):
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.loss_bbox: found \w+, .* IoU loss'):
         build_head(family, loss_bbox=dict(type=loss))
 
 

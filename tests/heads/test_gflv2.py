@@ -150,13 +150,16 @@ def test_it_is_distilled_as_gfl_is(teacher: str) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(reg_max=0), r'bbox_head\.reg_max: found 0, expected a whole number of at least 1'),
-        (dict(reg_topk=0), r'bbox_head\.reg_topk: found 0'),
-        (dict(reg_topk=6, reg_max=4), r'bbox_head\.reg_topk: found 6, .* reg_max \+ 1 = 5'),
-        (dict(reg_channels=1.5), r'bbox_head\.reg_channels: found 1\.5'),
+        (
+            dict(reg_max=0),
+            r'^model\.bbox_head\.reg_max: found 0, expected a whole number of',
+        ),
+        (dict(reg_topk=0), r'^model\.bbox_head\.reg_topk: found 0'),
+        (dict(reg_topk=6, reg_max=4), r'^model\.bbox_head\.reg_topk: found 6, .* reg_max \+ 1 = 5'),
+        (dict(reg_channels=1.5), r'^model\.bbox_head\.reg_channels: found 1\.5'),
         (
             dict(loss_cls=dict(type='QualityFocalLoss', activated=True)),
-            r'bbox_head\.loss_cls\.activated: found True, expected False',
+            r'^model\.bbox_head\.loss_cls\.activated: found True, expected False',
         ),
     ],
 )

@@ -122,18 +122,18 @@ def test_a_batch_without_objects(family: str) -> None:
 
 @pytest.mark.parametrize('value', [0, -1, 2.5, True, '16'])
 def test_bad_reg_max(family: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=r'bbox_head\.reg_max: found .* at least 1'):
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.reg_max: found .* at least 1'):
         build_head(family, reg_max=value)
 
 
 @pytest.mark.parametrize('value', [(2, -2), (1, 1), 3, (0, 1, 2), ('a', 'b')], ids=str)
 def test_bad_range(family: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=r'bbox_head\.angle_range: found .* two numbers'):
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.angle_range: found .* two numbers'):
         build_head(family, angle_range=value)
 
 
 def test_horizontal_boxes() -> None:
-    with pytest.raises(ConfigError, match=r'bbox_head\.bbox_coder: found DeltaXYWHBBoxCoder'):
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.bbox_coder: found DeltaXYWHB'):
         build_head('retinanet', type='DistributionRotatedRetinaHead')
 
 
