@@ -315,7 +315,9 @@ def build_distillers(
 
 def _without_type(name: str, cfg: Mapping[str, Any]) -> str:
     """Message for what is no distiller, such as an option of one whose name is misspelt."""
-    others = [str(other) for other, value in cfg.items() if value and 'type' in value]
+    others = [
+        str(other) for other, value in cfg.items() if isinstance(value, Mapping) and 'type' in value
+    ]
     close = difflib.get_close_matches(name, others, n=1)
     hint = f' Did you mean {close[0]!r}?' if close else ''
     return (
