@@ -294,7 +294,7 @@ def test_warnings_of_coco_files(tmp_path: Path, change: Callable, message: str) 
     assert messages(report) == []
 
 
-@pytest.mark.parametrize('name', ['img[1].png', '{root}/images/b.png'])
+@pytest.mark.parametrize('name', ['img[1].png', './img.png', '{root}/images/b.png'])
 def test_names_of_images_are_no_patterns(tmp_path: Path, name: str) -> None:
     name = name.format(root=tmp_path)
     image(tmp_path / 'images' / name)

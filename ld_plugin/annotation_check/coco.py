@@ -64,10 +64,10 @@ def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
     for _, name in names[:1]:
         if Path(name).is_absolute():
             break
+        plain = os.path.normpath(name)  # './a.jpg' is found as 'a.jpg'
         for root in (file.parent, file.parent.parent):
-            name = os.path.normpath(name)  # './a.jpg' is found as 'a.jpg'
-            for path in root.rglob(glob.escape(name)):
-                return Path(str(path)[: -len(name)])
+            for path in root.rglob(glob.escape(plain)):
+                return Path(str(path)[: -len(plain)])
     return file.parent
 
 
