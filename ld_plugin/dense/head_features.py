@@ -21,6 +21,15 @@ class HeadFeatures(NamedTuple):
     boxes: Iterable[Any] | None = None
 
 
+def is_large(features: Tensor) -> bool:
+    """Whether a level is worth some time to save memory: more than 8 MB in float32.
+
+    Args:
+        features: (N, F, H, W).
+    """
+    return features.numel() > 2**21
+
+
 def nothing(like: Tensor, images: int, channels: int) -> Tensor:
     """Zeros in place of a level that nobody looks at, (images, channels, 2, 2).
 

@@ -3,35 +3,50 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .head_features import is_large
+
 
 @contextmanager
-def kept_inputs(activations: Iterable[nn.Module]) -> Iterator[None]:
+def kept_inputs(head: nn.Module, activations: Iterable[nn.Module]) -> Iterator[None]:
     """Let autograd keep what enters some activations instead of what leaves them.
 
     A stock activation overwrites its input, so whoever wants to look at that later needs a second
-    map of its size. In here the activations do not overwrite it, and their outputs, which autograd
-    would keep for them and for the layer that follows, are computed again in the backward pass. So
-    there is still one map. The gradients are the same to the last bit.
+    map of its size. In here the activations do not overwrite it, and where a level is large their
+    outputs, which autograd would keep for them and for the layer that follows, are computed again
+    in the backward pass. So there is still one map of it. The gradients are the same to the last
+    bit.
 
     Args:
+        head: Whose forward pass takes the feature levels, and goes through the activations.
         activations: The modules. ``nn.RReLU``, which would draw other slopes the second time, has
             its outputs kept as usual.
     """
     activations, passes = set(activations), _Passes()
     with ExitStack() as stack:
+        forward = stack.enter_context(ExitStack())
         stack.callback(passes.outputs.clear)
         for module in activations:
             stack.enter_context(_not_overwriting(module))
-            if torch.is_grad_enabled() and not isinstance(module, nn.RReLU):
-                stack.callback(module.register_forward_pre_hook(passes.enter).remove)
-                stack.callback(module.register_forward_hook(passes.leave).remove)
-        if activations:
-            hooks = torch.autograd.graph.saved_tensors_hooks(passes.pack, _unpack)
-            stack.enter_context(hooks)
+        again = [module for module in activations if not isinstance(module, nn.RReLU)]
+
+        def begin(head: nn.Module, args: tuple) -> None:
+            if torch.is_grad_enabled() and again and any(map(is_large, args[0])):
+                for module in again:
+                    forward.callback(module.register_forward_pre_hook(passes.enter).remove)
+                    forward.callback(module.register_forward_hook(passes.leave).remove)
+                hooks = torch.autograd.graph.saved_tensors_hooks(passes.pack, _unpack)
+                forward.enter_context(hooks)
+
+        def end(head: nn.Module, args: tuple, outputs: Any) -> None:
+            forward.close()
+
+        stack.callback(head.register_forward_pre_hook(begin).remove)
+        stack.callback(head.register_forward_hook(end).remove)
         yield
 
 
@@ -53,9 +68,10 @@ class _Passes:
         self._saved_by_activation = None
 
     def pack(self, tensor: Tensor) -> '_Saved':
-        saved = _Saved(self._or_pass(tensor))
-        if self._saved_by_activation is not None:  # its output is not known yet
-            self._saved_by_activation.append(saved)
+        if self._saved_by_activation is None:
+            return _Saved(self._or_pass(tensor))
+        saved = _Saved(tensor)  # until its output is known
+        self._saved_by_activation.append(saved)
         return saved
 
     def _or_pass(self, tensor: Tensor) -> 'Tensor | _Pass':
@@ -63,6 +79,7 @@ class _Passes:
         for output, version, one in self.outputs.values():
             # what somebody has changed since is no longer what the activation made
             if output._version == version and _same_memory(tensor, output):
+                one.awaited += 1
                 return one
         return tensor
 
@@ -76,11 +93,19 @@ class _Saved:
 
 @dataclass
 class _Pass:
-    """One through an activation."""
+    """One through an activation.
+
+    Attributes:
+        awaited: How often its output will be asked for in a backward pass: by the activation, and
+            by the layers that follow. One after the other, so it is held from the first time to
+            the last.
+    """
 
     activation: nn.Module
     entered: Tensor
     version: int
+    awaited: int = 0
+    _left: Tensor | None = None
 
     @torch.no_grad()
     def again(self) -> Tensor:
@@ -90,8 +115,13 @@ class _Pass:
                 f'The features that entered {type(self.activation).__name__} have been modified in '
                 'place; the gradient needs them.'
             )
-        with _not_overwriting(self.activation):
-            return self.activation(self.entered)
+        left = self._left
+        if left is None:
+            with _not_overwriting(self.activation):
+                left = self.activation(self.entered)
+        self.awaited -= 1
+        self._left = left if self.awaited > 0 else None
+        return left
 
 
 def _unpack(saved: _Saved) -> Tensor:

@@ -25,8 +25,8 @@ class HeadRecorder:
         methods: Names of the methods whose calls are wanted; ``'sampler.sample'`` is one of the
             head's sampler.
         watched: By a name, activations inside the head whose inputs are wanted. They do not
-            overwrite them, but autograd keeps nothing of what leaves them, which is computed again
-            in the backward pass: to watch takes no memory.
+            overwrite them, but of large levels autograd keeps nothing of what leaves them, which is
+            computed again in the backward pass: to watch takes little memory.
         keep: What is kept of those inputs instead, computed when they enter.
 
     Attributes:
@@ -66,7 +66,7 @@ class HeadRecorder:
                     stack.callback(hook.remove)
             if self.keep is None:
                 watched = [module for modules in self.watched.values() for module in modules]
-                stack.enter_context(kept_inputs(watched))
+                stack.enter_context(kept_inputs(self.head, watched))
             for name in self.methods:
                 owner, method = self._locate(name)
                 if method in vars(owner):  # somebody else's wrapper

@@ -39,7 +39,8 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (positive,) = ctx.saved_tensors
-        mask = positive.to(upstream.dtype)
+        # by way of integers, from which a processor converts several times as fast as from truth
+        mask = positive.view(torch.uint8).to(upstream.dtype)
         # as the stock one: `where` takes eight times as long on a processor, and a product would
         # make infinity where the ReLU was shut no number
         torch.ops.aten.threshold_backward.grad_input(upstream, mask, 0, grad_input=mask)

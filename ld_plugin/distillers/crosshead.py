@@ -1,6 +1,7 @@
 """Cross-head distillation: the student's features on their way through the teacher's head."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,12 +10,12 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
-from ..dense.head_features import HeadFeatures
+from ..dense.head_features import HeadFeatures, is_large
 from ..dense.matching import take_levels
-from ..dense.outputs import anchor_view, prior_views
+from ..dense.outputs import level_rows, prior_views
 from ..errors import ConfigError
 from ..losses import ChannelStatistics, DistillationLoss, eager_gradient, pieces_of, standardized
-from ..losses.eager_gradient import takes_rows_together
+from ..losses.eager_gradient import numbers_at_once, takes_rows_together
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, adapted, check_equal
@@ -29,7 +30,6 @@ DISTRIBUTION_LOSS = dict(
 BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
 
 _BRANCHES = HeadFeatures._fields
-_LARGE = 2**21  # numbers of a level's features, 8 MB
 
 
 @DISTILLERS.register_module()
@@ -133,21 +133,25 @@ class CrossHeadDistiller(Distiller):
         score_sum = reduce_mean(sum(level.sum() for level in weights['boxes']))
         weights['classes'] = [w / context.mean_num_positives for w in weights['classes']]
         weights['boxes'] = [w / score_sum.where(score_sum > 0, 1) for w in weights['boxes']]
-        # where the head has branches of their own, one after the other
-        separate = context.teacher.spec.has_separate_branches
-        parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
         return sum(
             self._through_head(context, weights, levels, branches)
-            for levels in self._levels_together(context)
-            for branches in parts
+            for levels, branches in self._parts(context)
         )
 
-    def _levels_together(self, context: DistillationContext) -> list[list[int]]:
-        """Levels that go through the head in one pass: large ones alone."""
-        sizes = [level.numel() for level in context.student.head_features[self.layer].boxes]
-        large = [level for level, size in enumerate(sizes) if size > _LARGE]
-        others = [level for level in range(len(sizes)) if level not in large]
-        return [*([level] for level in large), *([others] if others else [])]
+    def _parts(self, context: DistillationContext) -> Iterator[tuple[list[int], Sequence[str]]]:
+        """Levels and branches that go through the head in one pass.
+
+        A large level goes alone, and branch by branch where the head has branches of their own.
+        """
+        separate = context.teacher.spec.has_separate_branches
+        small = []
+        for level, features in enumerate(context.student.head_features[self.layer].boxes):
+            if is_large(features):
+                yield from (([level], b) for b in (zip(_BRANCHES) if separate else [_BRANCHES]))
+            else:
+                small.append(level)
+        if small:
+            yield small, _BRANCHES
 
     def _through_head(
         self,
@@ -203,14 +207,15 @@ class CrossHeadDistiller(Distiller):
             teacher: The teacher's own.
             weights: Per level, (N, A, H, W).
         """
-        maps, of_level = dict(
-            classes=('class_maps', self._level_classes), boxes=('box_maps', self._level_boxes)
+        maps, of_levels = dict(
+            classes=('class_maps', self._classes), boxes=('box_maps', self._boxes)
         )[branch]
         total = 0
-        for level, level_weights in enumerate(weights):
-            total = total + of_level(crossed, teacher, level, level_weights)
-            # another in its place, lest all maps stand beside all of their gradients
-            getattr(crossed, maps)[level] = getattr(teacher, maps)[level]
+        for levels in _together(getattr(crossed, maps)):
+            total = total + of_levels(crossed, teacher, levels, [weights[x] for x in levels])
+            for level in levels:
+                # another in its place, lest all maps stand beside all of their gradients
+                getattr(crossed, maps)[level] = getattr(teacher, maps)[level]
         return total
 
     def class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
@@ -230,35 +235,74 @@ class CrossHeadDistiller(Distiller):
             )
         ]
 
-    def _level_classes(
-        self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+    def _classes(
+        self,
+        crossed: DenseOutputs,
+        teacher: DenseOutputs,
+        levels: Sequence[int],
+        weights: Sequence[Tensor],
     ) -> Tensor:
-        """The weighted sum over the priors of a level; weights (N, A, H, W)."""
-        anchors = teacher.spec.num_base_priors[level]
-        views = [anchor_view(x.class_maps[level], anchors) for x in (crossed, teacher)]
-        pieces = pieces_of(views[0], loss=self.loss)
-        return eager_gradient(self._class_loss, *views, weights, pieces=pieces, overwrite=True)
+        """The weighted sum over the priors of some levels; weights (N, A, H, W)."""
 
-    def _class_loss(self, crossed: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-        return self.loss(crossed, teacher, weights, avg_factor=1.0)
+        def of_rows(logits: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+            return self.loss(logits, reference, weights, avg_factor=1.0)
 
-    def _level_boxes(
-        self, crossed: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+        rows = _rows('class_maps', crossed, teacher, levels, weights)
+        return eager_gradient(of_rows, *rows, pieces=pieces_of(rows[0]), overwrite=True)
+
+    def _boxes(
+        self,
+        crossed: DenseOutputs,
+        teacher: DenseOutputs,
+        levels: Sequence[int],
+        weights: Sequence[Tensor],
     ) -> Tensor:
-        """The weighted sum over the priors of a level; weights (N, A, H, W)."""
+        """The weighted sum over the priors of some levels; weights (N, A, H, W)."""
         spec = teacher.spec
         if spec.num_bins is None:
-            return level_box_loss(self.box_loss, crossed, teacher, level, weights)
+            return sum(
+                level_box_loss(self.box_loss, crossed, teacher, level, level_weights)
+                for level, level_weights in zip(levels, weights, strict=True)
+            )
 
-        def of_rows(box_map: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-            sides = (x.reshape(-1, spec.box_dim, spec.num_bins) for x in (box_map, reference))
+        def of_rows(logits: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+            sides = (x.reshape(-1, spec.box_dim, spec.num_bins) for x in (logits, reference))
             # the sides are averaged, the priors added up
             return self.box_loss(*sides, weight=weights.reshape(-1, 1), avg_factor=spec.box_dim)
 
-        maps = [x.box_maps[level].movedim(1, -1) for x in (crossed, teacher)]
-        pieces = pieces_of(maps[0], loss=self.box_loss)
-        weights = weights.movedim(1, -1)
-        return eager_gradient(of_rows, *maps, weights, pieces=pieces, overwrite=True)
+        rows = _rows('box_maps', crossed, teacher, levels, weights)
+        return eager_gradient(of_rows, *rows, pieces=pieces_of(rows[0]), overwrite=True)
+
+
+def _rows(
+    maps: str,
+    crossed: DenseOutputs,
+    teacher: DenseOutputs,
+    levels: Sequence[int],
+    weights: Sequence[Tensor],
+) -> list[Tensor]:
+    """What both predict for the priors of some levels, twice (N, n, D), and the weights (N, n)."""
+    anchors = teacher.spec.num_base_priors
+    predicted = (
+        [level_rows(getattr(outputs, maps)[level], anchors[level]) for level in levels]
+        for outputs in (crossed, teacher)
+    )
+    columns = *predicted, [w.movedim(1, -1).flatten(1) for w in weights]
+    # not copied where there is one level, which may be large
+    return [c[0] if len(c) == 1 else torch.cat(c, dim=1) for c in columns]
+
+
+def _together(maps: Sequence[Tensor]) -> list[list[int]]:
+    """Levels that are compared in one go: no more numbers than a temporary should have, or one."""
+    groups: list[list[int]] = []
+    total: float = math.inf  # so that the first begins a group
+    for level, level_map in enumerate(maps):
+        total += level_map.numel()
+        if total > numbers_at_once(level_map):
+            groups.append([])
+            total = level_map.numel()
+        groups[-1].append(level)
+    return groups
 
 
 def _aligned(student: Tensor, teacher: ChannelStatistics) -> Tensor:

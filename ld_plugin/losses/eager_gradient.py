@@ -82,7 +82,7 @@ class _EagerGradient(torch.autograd.Function):
         else:
             value, gradients = _in_pieces(function, inputs, wanted, pieces, overwrite)
         ctx.save_for_backward(*gradients)
-        ctx.wanted, ctx.dtypes = wanted, [x.dtype for x in inputs]
+        ctx.wanted, ctx.like = wanted, [(x.dtype, _layout(x)) for x in inputs]
         return value
 
     @staticmethod
@@ -94,15 +94,23 @@ class _EagerGradient(torch.autograd.Function):
             None,
             None,
             *(
-                _product(next(saved), upstream, dtype) if wanted else None
-                for wanted, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
+                _product(next(saved), upstream, *like) if wanted else None
+                for wanted, like in zip(ctx.wanted, ctx.like, strict=True)
             ),
         )
 
 
-def _product(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+def _layout(x: Tensor) -> torch.memory_format:
+    """In which to give the gradient back, which is added to another one of the input's layout."""
+    return torch.contiguous_format if x.is_contiguous() else torch.preserve_format
+
+
+def _product(
+    gradient: Tensor, upstream: Tensor, dtype: torch.dtype, layout: torch.memory_format
+) -> Tensor:
     """``gradient * upstream`` in ``dtype``, without a copy in a wider one."""
-    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
+    product = torch.empty_like(gradient, dtype=dtype, memory_format=layout)
+    return torch.mul(gradient, upstream, out=product)
 
 
 def _value_and_gradients(

@@ -1,6 +1,6 @@
 """Activations whose inputs are kept for the backward pass: equal gradients, one map less."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -14,21 +14,34 @@ ACTIVATIONS = [nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(inplace=True), nn.GELU(
 every_activation = pytest.mark.parametrize('activation', ACTIVATIONS, ids=str)
 
 
-def tower(activation: nn.Module) -> nn.Sequential:
-    """Its second layer is the activation."""
-    torch.manual_seed(0)
-    convolutions = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
-    return nn.Sequential(convolutions[0], activation, nn.GroupNorm(2, 4), convolutions[1])
+@pytest.fixture(autouse=True)
+def every_level_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ld_plugin.dense.kept_inputs.is_large', lambda level: True)
 
 
-def levels() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, 3, size, size, generator=generator) for size in (12, 9, 7)]
+class Head(nn.Module):
+    """A convolution and an activation, and then something, on one level after the other."""
+
+    def __init__(self, activation: nn.Module, rest: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 4, 3)
+        self.activation = activation
+        self.rest = rest
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [self.rest(self.activation(self.first(level))) for level in levels]
+
+
+def head(activation: nn.Module) -> Head:
+    torch.manual_seed(1)
+    return Head(activation, nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3)))
 
 
 def loss(model: nn.Module) -> Tensor:
-    """As of a head: the same layers on one level after the other."""
-    return sum(model(level).square().sum() for level in levels())
+    generator = torch.Generator().manual_seed(1)
+    levels = [torch.randn(2, 3, size, size, generator=generator) for size in (12, 9, 7)]
+    return sum(level.square().sum() for level in model(levels))
 
 
 def gradients(model: nn.Module, value: Tensor) -> list[Tensor]:
@@ -37,10 +50,10 @@ def gradients(model: nn.Module, value: Tensor) -> list[Tensor]:
 
 @every_activation
 def test_gradients_are_the_same_to_the_last_bit(activation: nn.Module) -> None:
-    model = tower(activation)
+    model = head(activation)
     expected = gradients(model, loss(model))
     overwrites = getattr(activation, 'inplace', None)
-    with kept_inputs([activation]):
+    with kept_inputs(model, [activation]):
         value = loss(model)
     assert getattr(activation, 'inplace', None) == overwrites
     assert not (activation._forward_hooks or activation._forward_pre_hooks)
@@ -48,11 +61,43 @@ def test_gradients_are_the_same_to_the_last_bit(activation: nn.Module) -> None:
         assert torch.equal(*pair)
 
 
+def test_what_left_is_computed_once_a_backward_pass() -> None:
+    """Though the activation asks for it, and the layer behind it."""
+    model, passes = head(nn.ReLU()), []
+    hook = model.activation.register_forward_hook(lambda *args: passes.append(args))
+    with kept_inputs(model, [model.activation]):
+        value = loss(model)
+    assert len(passes) == 3  # one for each level
+    found = [torch.autograd.grad(value, list(model.parameters()), retain_graph=True)]
+    assert len(passes) == 3 + 3
+    found.append(gradients(model, value))  # for which nothing was held
+    hook.remove()
+    for pair in zip(*found, strict=True):
+        assert torch.equal(*pair)
+
+
+def test_small_levels_keep_what_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ld_plugin.dense.kept_inputs.is_large', lambda level: False)
+    model, entered = head(nn.ReLU(inplace=True)), []
+    expected = gradients(model, loss(model))
+    hook = model.activation.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    with (
+        storages(model.activation, 'output') as outputs,
+        kept_inputs(model, [model.activation]),
+    ):
+        value = loss(model)
+    hook.remove()
+    assert all((x < 0).any() for x in entered)
+    assert not any(output.expired() for output in outputs)
+    for pair in zip(gradients(model, value), expected, strict=True):
+        assert torch.equal(*pair)
+
+
 def test_random_slopes_are_not_drawn_twice() -> None:
-    model, found = tower(nn.RReLU(inplace=True)), []
-    for activations in ([], [model[1]]):
+    model, found = head(nn.RReLU(inplace=True)), []
+    for activations in ([], [model.activation]):
         torch.manual_seed(0)
-        with kept_inputs(activations):
+        with kept_inputs(model, activations):
             value = loss(model)
         found.append(gradients(model, value))
     for pair in zip(*found, strict=True):
@@ -77,9 +122,9 @@ def storages(module: nn.Module, at: str) -> Iterator[list[StorageWeakRef]]:
 
 @every_activation
 def test_what_leaves_is_not_kept(activation: nn.Module) -> None:
-    model = tower(activation)
+    model = head(activation)
     with storages(activation, 'output') as outputs, storages(activation, 'input') as inputs:
-        with kept_inputs([activation]):
+        with kept_inputs(model, [activation]):
             value = loss(model)
         assert all(output.expired() for output in outputs)
         assert not any(entered.expired() for entered in inputs)
@@ -88,26 +133,26 @@ def test_what_leaves_is_not_kept(activation: nn.Module) -> None:
 
 
 def test_without_it_what_leaves_is_kept() -> None:
-    model = tower(nn.ReLU())
-    with storages(model[1], 'output') as outputs:
+    model = head(nn.ReLU())
+    with storages(model.activation, 'output') as outputs:
         value = loss(model)
         assert not any(output.expired() for output in outputs)
         gradients(model, value)
 
 
 def test_what_others_save_stays_theirs() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Sigmoid())
+    model = Head(nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sigmoid()))
     expected = gradients(model, loss(model))
-    with kept_inputs([model[1]]):
+    with kept_inputs(model, [model.activation]):
         value = loss(model)
     for pair in zip(gradients(model, value), expected, strict=True):
         assert torch.equal(*pair)
 
 
 def test_an_input_that_was_modified_is_refused() -> None:
-    model, entered = tower(nn.ReLU()), []
-    hook = model[1].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    with kept_inputs([model[1]]):
+    model, entered = head(nn.ReLU()), []
+    hook = model.activation.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    with kept_inputs(model, [model.activation]):
         value = loss(model)
     hook.remove()
     entered[0].detach().mul_(2)
@@ -116,50 +161,38 @@ def test_an_input_that_was_modified_is_refused() -> None:
 
 
 def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
-    model = tower(nn.ReLU(inplace=True))
-    with pytest.raises(RuntimeError), kept_inputs([model[1]]):
-        model(torch.zeros(1, 5, 4, 4))
-    assert model[1].inplace
-    assert not (model[1]._forward_hooks or model[1]._forward_pre_hooks)
+    model = head(nn.ReLU(inplace=True))
+    with pytest.raises(RuntimeError), kept_inputs(model, [model.activation]):
+        model([torch.zeros(1, 5, 4, 4)])
+    assert model.activation.inplace
+    assert not (model.activation._forward_hooks or model.activation._forward_pre_hooks)
     assert not torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def test_a_part_of_what_leaves_is_kept_as_it_is() -> None:
     """It begins with the same number, but is another tensor."""
-    first, activation = nn.Conv2d(3, 4, 3), nn.ReLU()
-    last = nn.Parameter(torch.randn(2, 36, generator=torch.Generator().manual_seed(0)))
-
-    def value() -> Tensor:
-        left = activation(first(torch.ones(2, 3, 8, 8)))[:, :1].flatten(1)
-        return (left * last).square().sum()
-
-    expected = torch.autograd.grad(value(), [last, first.weight])
-    with kept_inputs([activation]):
-        kept = value()
-    for pair in zip(torch.autograd.grad(kept, [last, first.weight]), expected, strict=True):
+    model = Head(nn.ReLU(), lambda left: left[:, :1].square() * left[:, 1:])
+    expected = gradients(model, loss(model))
+    with kept_inputs(model, [model.activation]):
+        kept = loss(model)
+    for pair in zip(gradients(model, kept), expected, strict=True):
         assert torch.equal(*pair)
 
 
 @pytest.mark.parametrize('activation', [nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU()], ids=repr)
 def test_what_is_changed_after_it_left_is_kept_as_it_is(activation: nn.Module) -> None:
-    torch.manual_seed(0)
-    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
-
-    def value() -> Tensor:
-        left = activation(first(levels()[0]))
-        left.mul_(3)  # which stock autograd allows where the activation keeps its input
-        return last(left).square().sum()
-
-    expected = torch.autograd.grad(value(), [first.weight, last.weight])
-    with kept_inputs([activation]):
-        kept = value()
-    for pair in zip(torch.autograd.grad(kept, [first.weight, last.weight]), expected, strict=True):
+    # which stock autograd allows where the activation keeps its input
+    model = Head(activation, lambda left: left.mul_(3))
+    expected = gradients(model, loss(model))
+    with kept_inputs(model, [activation]):
+        kept = loss(model)
+    for pair in zip(gradients(model, kept), expected, strict=True):
         assert torch.equal(*pair)
 
 
 def test_nothing_is_kept_where_there_is_no_gradient() -> None:
-    model, entered = tower(nn.ReLU(inplace=True)), []
-    model[1].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    with torch.inference_mode(), kept_inputs([model[1]]):
+    model, entered = head(nn.ReLU(inplace=True)), []
+    model.activation.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    with torch.inference_mode(), kept_inputs(model, [model.activation]):
         loss(model)
     assert all((x < 0).any() for x in entered)  # but not overwritten either

@@ -35,9 +35,7 @@ SHAPES = ((160, 192), (128, 192))
 # the arithmetic, on contexts
 
 
-def cross_context(
-    priors_per_cell: int = 1, distributions: bool = True, separate: bool = True
-) -> DistillationContext:
+def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> DistillationContext:
     """A step whose rest of the teacher's head returns the student's maps, whatever enters it.
 
     They follow the first number of the level's features, each channel with another slope.
@@ -50,7 +48,6 @@ def cross_context(
             extras=outputs.spec.extras | {'head_features'},
             tower_channels=WIDTHS,
             num_bins=5 if distributions else None,
-            has_separate_branches=separate,
         )
         branches = (
             [torch.randn(3, 3, *level.shape[-2:]).requires_grad_() for level in outputs.features]
@@ -62,13 +59,9 @@ def cross_context(
     student, teacher = dense
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Any, Any]:
-        asked = [levels is not None for levels in features]
-        assert sum(asked) == (1 if separate else 2)
         maps = student.class_maps, student.box_maps
         return tuple(
             [following(level, x) for level, x in zip(levels, entered, strict=True)]
-            if entered is not None
-            else levels
             for levels, entered in zip(maps, features, strict=True)
         )
 
@@ -107,9 +100,16 @@ def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize('priors_per_cell', [1, 9])
 @pytest.mark.parametrize('distributions', [True, False])
-@pytest.mark.parametrize('separate', [True, False])
-def test_values(priors_per_cell: int, distributions: bool, separate: bool) -> None:
-    step = cross_context(priors_per_cell, distributions, separate)
+@pytest.mark.parametrize('numbers_at_once', [1, 700, 2**20])
+def test_values(
+    priors_per_cell: int,
+    distributions: bool,
+    numbers_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether levels are compared one by one, the last two together, or all of them."""
+    monkeypatch.setattr(crosshead, 'numbers_at_once', lambda level_map: numbers_at_once)
+    step = cross_context(priors_per_cell, distributions)
     weights = step.assignment.label_weights
     weights[0, :7], weights[1, 3] = 0, 2
     logits = rows(step, 'level_class_logits')
@@ -313,6 +313,7 @@ def test_what_is_not_looked_at_takes_no_memory(monkeypatch: pytest.MonkeyPatch) 
         return distill(self, context)
 
     monkeypatch.setattr(CrossHeadDistiller, 'distill', watched)
+    monkeypatch.setattr('ld_plugin.dense.kept_inputs.is_large', lambda level: True)
     model = build(distilled(tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2)))
     head, outputs = model.bbox_head, []
     for module in (head.cls_convs[0].activate, head.reg_convs[0].activate, head.gfl_cls):
@@ -348,13 +349,13 @@ def test_large_levels_alone(family: str, alone: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(DenseOutputs, 'cross_head', counted)
     first = 2 * 32 * 20 * 24  # numbers of the first level's features, two images
     for limit in (first, first - 1 if alone == 1 else 0):
-        monkeypatch.setattr(crosshead, '_LARGE', limit)
+        monkeypatch.setattr(crosshead, 'is_large', lambda level, limit=limit: level.numel() > limit)
         model.zero_grad()
         loss = distillation_loss(model, batch(SHAPES))
         loss.backward()
         found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     branches = 1 if family == 'gflv2' else 2  # whose classes depend on its boxes
-    assert len(passes) == branches * (1 + (2 if alone == 1 else 5))
+    assert len(passes) == 1 + branches * alone + (alone == 1)
     for pair in zip(*found, strict=True):
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
