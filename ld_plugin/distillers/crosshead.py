@@ -1,7 +1,7 @@
 """Cross-head distillation: the student's features on their way through the teacher's head."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -133,25 +133,21 @@ class CrossHeadDistiller(Distiller):
         score_sum = reduce_mean(sum(level.sum() for level in weights['boxes']))
         weights['classes'] = [w / context.mean_num_positives for w in weights['classes']]
         weights['boxes'] = [w / score_sum.where(score_sum > 0, 1) for w in weights['boxes']]
+        # where the head has branches of their own, one after the other
+        separate = context.teacher.spec.has_separate_branches
+        parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
         return sum(
             self._through_head(context, weights, levels, branches)
-            for levels, branches in self._parts(context)
+            for levels in self._levels_together(context)
+            for branches in parts
         )
 
-    def _parts(self, context: DistillationContext) -> Iterator[tuple[list[int], Sequence[str]]]:
-        """Levels and branches that go through the head in one pass.
-
-        A large level goes alone, and branch by branch where the head has branches of their own.
-        """
-        separate = context.teacher.spec.has_separate_branches
-        small = []
-        for level, features in enumerate(context.student.head_features[self.layer].boxes):
-            if is_large(features):
-                yield from (([level], b) for b in (zip(_BRANCHES) if separate else [_BRANCHES]))
-            else:
-                small.append(level)
-        if small:
-            yield small, _BRANCHES
+    def _levels_together(self, context: DistillationContext) -> list[list[int]]:
+        """Levels that go through the head in one pass: large ones alone."""
+        features = context.student.head_features[self.layer].boxes
+        large = [level for level, level_map in enumerate(features) if is_large(level_map)]
+        others = [level for level in range(len(features)) if level not in large]
+        return [*([level] for level in large), *([others] if others else [])]
 
     def _through_head(
         self,

@@ -35,7 +35,9 @@ SHAPES = ((160, 192), (128, 192))
 # the arithmetic, on contexts
 
 
-def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> DistillationContext:
+def cross_context(
+    priors_per_cell: int = 1, distributions: bool = True, separate: bool = True
+) -> DistillationContext:
     """A step whose rest of the teacher's head returns the student's maps, whatever enters it.
 
     They follow the first number of the level's features, each channel with another slope.
@@ -48,6 +50,7 @@ def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> Disti
             extras=outputs.spec.extras | {'head_features'},
             tower_channels=WIDTHS,
             num_bins=5 if distributions else None,
+            has_separate_branches=separate,
         )
         branches = (
             [torch.randn(3, 3, *level.shape[-2:]).requires_grad_() for level in outputs.features]
@@ -59,9 +62,13 @@ def cross_context(priors_per_cell: int = 1, distributions: bool = True) -> Disti
     student, teacher = dense
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Any, Any]:
+        asked = [levels is not None for levels in features]
+        assert sum(asked) == (1 if separate else 2)
         maps = student.class_maps, student.box_maps
         return tuple(
             [following(level, x) for level, x in zip(levels, entered, strict=True)]
+            if entered is not None
+            else levels
             for levels, entered in zip(maps, features, strict=True)
         )
 
@@ -100,16 +107,18 @@ def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize('priors_per_cell', [1, 9])
 @pytest.mark.parametrize('distributions', [True, False])
-@pytest.mark.parametrize('numbers_at_once', [1, 700, 2**20])
+@pytest.mark.parametrize('separate', [True, False])
+@pytest.mark.parametrize('numbers_at_once', [1, 2**20])
 def test_values(
     priors_per_cell: int,
     distributions: bool,
+    separate: bool,
     numbers_at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether levels are compared one by one, the last two together, or all of them."""
+    """Whether the levels are compared one by one or all together."""
     monkeypatch.setattr(crosshead, 'numbers_at_once', lambda level_map: numbers_at_once)
-    step = cross_context(priors_per_cell, distributions)
+    step = cross_context(priors_per_cell, distributions, separate)
     weights = step.assignment.label_weights
     weights[0, :7], weights[1, 3] = 0, 2
     logits = rows(step, 'level_class_logits')
@@ -128,6 +137,12 @@ def test_values(
     found.backward()
     for levels in step.student.head_features[1]:
         assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
+
+
+def test_levels_are_compared_together_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crosshead, 'numbers_at_once', lambda level_map: 5)
+    maps = [torch.zeros(numbers) for numbers in (7, 1, 4, 2, 3, 3)]
+    assert crosshead._together(maps) == [[0], [1, 2], [3, 4], [5]]
 
 
 def test_weights_of_the_parts() -> None:
@@ -355,7 +370,7 @@ def test_large_levels_alone(family: str, alone: int, monkeypatch: pytest.MonkeyP
         loss.backward()
         found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     branches = 1 if family == 'gflv2' else 2  # whose classes depend on its boxes
-    assert len(passes) == 1 + branches * alone + (alone == 1)
+    assert len(passes) == branches * (1 + (2 if alone == 1 else 5))
     for pair in zip(*found, strict=True):
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
