@@ -1,5 +1,6 @@
 """Box distillation: the decoded boxes."""
 
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
 from ..losses import eager_gradient, pieces_of
+from ..losses.eager_gradient import levels_at_once, numbers_at_once
 from ..regions.geometry import general_instance_scores, level_instance_scores
 from ..registry import DISTILLERS
 from .base import KINDS, Distiller
@@ -69,7 +71,7 @@ class BoxDistiller(Distiller):
 
     def distill(self, context: DistillationContext) -> Tensor:
         if self.region.whole_levels:
-            total = sum(self._of_level(context, level) for level in range(self._levels(context)))
+            total = self._of_levels(context)
         else:
             total = self._of_positions(context)
         return total / context.mean_num_positives
@@ -84,19 +86,23 @@ class BoxDistiller(Distiller):
         boxes = student.boxes(at), teacher.boxes(at)
         return weighted_box_loss(self.loss, *boxes, weights * differences)
 
-    def _of_level(self, context: DistillationContext, level: int) -> Tensor:
+    def _of_levels(self, context: DistillationContext) -> Tensor:
         student, teacher = context.student, context.teacher
         selection = context.select(self.region)
         weights = context.assignment.label_weights * (selection.weights > 0)
+        levels = zip(
+            prior_views(weights, selection.shapes),
+            student.class_views,
+            teacher.class_views,
+            strict=True,
+        )
         with torch.no_grad():
-            views = student.class_views[level], teacher.class_views[level]
-            differences, _ = level_instance_scores(*views)
-        weights = prior_views(weights, selection.shapes)[level] * differences
-        return level_box_loss(self.loss, student, teacher, level, weights)
-
-    @staticmethod
-    def _levels(context: DistillationContext) -> int:
-        return len(context.student.box_maps)
+            weights = [w * level_instance_scores(*logits)[0] for w, *logits in levels]
+        sizes = [_PER_PRIOR * level.numel() for level in weights]
+        return sum(
+            level_box_loss(self.loss, student, teacher, levels, [weights[x] for x in levels])
+            for levels in levels_at_once(sizes, numbers_at_once(weights[0]))
+        )
 
 
 def check_box_loss(loss: nn.Module, student: HeadSpec, key: str) -> None:
@@ -148,16 +154,20 @@ def _problem_with_boxes(loss: nn.Module, box_dim: int) -> str:
 
 
 def level_box_loss(
-    loss: nn.Module, student: DenseOutputs, teacher: DenseOutputs, level: int, weights: Tensor
+    loss: nn.Module,
+    student: DenseOutputs,
+    teacher: DenseOutputs,
+    levels: Sequence[int],
+    weights: Sequence[Tensor],
 ) -> Tensor:
-    """The weighted sum of a stock loss over all priors of a level.
+    """The weighted sum of a stock loss over all priors of some levels.
 
     Args:
         loss: A regression loss out of MMDetection's ``MODELS``.
         student: Carries the gradient.
         teacher: With the same priors.
-        level: Which.
-        weights: (N, A, H, W).
+        levels: Which; small ones, or a single one.
+        weights: Of each, (N, A, H, W).
     """
 
     def of_rows(box_map: Tensor, reference: Tensor, weights: Tensor, *grids: Tensor) -> Tensor:
@@ -165,17 +175,27 @@ def level_box_loss(
         references = teacher.decode_rows(reference, *grids[2:])
         return weighted_box_loss(loss, boxes, references, weights.flatten())
 
-    box_map = student.box_maps[level].movedim(1, -1)
-    weights = weights.movedim(1, -1)
-    return eager_gradient(
-        of_rows,
-        box_map,
-        teacher.box_maps[level].movedim(1, -1),
-        weights,
-        *student.level_grids(level),
-        *teacher.level_grids(level),
-        pieces=pieces_of(box_map, numbers=_PER_PRIOR * weights.numel()),
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        """One level (N, H, W, ...) as it is, several as the rows of their priors (N, n, ...)."""
+        parts = list(parts)
+        if len(parts) == 1:
+            return parts[0]
+        numbers = (student.num_level_priors[level] for level in levels)
+        rows = [x.reshape(len(x), n, -1) for x, n in zip(parts, numbers, strict=True)]
+        return torch.cat(rows, dim=1)
+
+    box_map, reference = (
+        joined(outputs.box_maps[level].movedim(1, -1) for level in levels)
+        for outputs in (student, teacher)
     )
+    weights = joined(level.movedim(1, -1) for level in weights)
+    grids = [
+        joined(grid)
+        for outputs in (student, teacher)
+        for grid in zip(*map(outputs.level_grids, levels), strict=True)
+    ]
+    pieces = pieces_of(box_map, numbers=_PER_PRIOR * weights.numel())
+    return eager_gradient(of_rows, box_map, reference, weights, *grids, pieces=pieces)
 
 
 def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

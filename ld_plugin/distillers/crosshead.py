@@ -1,6 +1,5 @@
 """Cross-head distillation: the student's features on their way through the teacher's head."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from ..dense.matching import take_levels
 from ..dense.outputs import level_rows, prior_views
 from ..errors import ConfigError
 from ..losses import ChannelStatistics, DistillationLoss, eager_gradient, pieces_of, standardized
-from ..losses.eager_gradient import numbers_at_once, takes_rows_together
+from ..losses.eager_gradient import levels_at_once, numbers_at_once, takes_rows_together
 from ..regions import EverywhereRegion
 from ..registry import DISTILLERS, LOSSES, build
 from .base import Distiller, adapted, check_equal
@@ -206,12 +205,13 @@ class CrossHeadDistiller(Distiller):
         maps, of_levels = dict(
             classes=('class_maps', self._classes), boxes=('box_maps', self._boxes)
         )[branch]
-        total = 0
-        for levels in _together(getattr(crossed, maps)):
+        predicted, total = getattr(crossed, maps), 0
+        sizes, at_once = [level.numel() for level in predicted], numbers_at_once(predicted[0])
+        for levels in levels_at_once(sizes, at_once):
             total = total + of_levels(crossed, teacher, levels, [weights[x] for x in levels])
             for level in levels:
                 # another in its place, lest all maps stand beside all of their gradients
-                getattr(crossed, maps)[level] = getattr(teacher, maps)[level]
+                predicted[level] = getattr(teacher, maps)[level]
         return total
 
     def class_weights(self, context: DistillationContext) -> Sequence[Tensor]:
@@ -256,10 +256,7 @@ class CrossHeadDistiller(Distiller):
         """The weighted sum over the priors of some levels; weights (N, A, H, W)."""
         spec = teacher.spec
         if spec.num_bins is None:
-            return sum(
-                level_box_loss(self.box_loss, crossed, teacher, level, level_weights)
-                for level, level_weights in zip(levels, weights, strict=True)
-            )
+            return level_box_loss(self.box_loss, crossed, teacher, levels, weights)
 
         def of_rows(logits: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
             sides = (x.reshape(-1, spec.box_dim, spec.num_bins) for x in (logits, reference))
@@ -286,19 +283,6 @@ def _rows(
     columns = *predicted, [w.movedim(1, -1).flatten(1) for w in weights]
     # not copied where there is one level, which may be large
     return [c[0] if len(c) == 1 else torch.cat(c, dim=1) for c in columns]
-
-
-def _together(maps: Sequence[Tensor]) -> list[list[int]]:
-    """Levels that are compared in one go: no more numbers than a temporary should have, or one."""
-    groups: list[list[int]] = []
-    total: float = math.inf  # so that the first begins a group
-    for level, level_map in enumerate(maps):
-        total += level_map.numel()
-        if total > numbers_at_once(level_map):
-            groups.append([])
-            total = level_map.numel()
-        groups[-1].append(level)
-    return groups
 
 
 def _aligned(student: Tensor, teacher: ChannelStatistics) -> Tensor:

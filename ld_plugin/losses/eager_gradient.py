@@ -62,6 +62,27 @@ def numbers_at_once(x: Tensor) -> int:
     return 2**23 if x.is_cuda else 2**19
 
 
+def levels_at_once(sizes: Sequence[int], at_once: int) -> list[list[int]]:
+    """Levels to look at in one go, because an operator on a small one takes as long as on them all.
+
+    Args:
+        sizes: Of the levels, in numbers that a temporary has.
+        at_once: How many of them there should be, such as :func:`numbers_at_once`.
+
+    Returns:
+        Groups of neighbours, of no more numbers than that; what is larger is alone.
+    """
+    groups: list[list[int]] = []
+    total: float = math.inf  # so that the first begins a group
+    for level, size in enumerate(sizes):
+        total += size
+        if total > at_once:
+            groups.append([])
+            total = size
+        groups[-1].append(level)
+    return groups
+
+
 def takes_rows_together(loss: nn.Module) -> bool:
     """Whether a row's loss, or that of a part of the loss, depends on other rows."""
     return not all(getattr(part, 'rows_are_independent', True) for part in loss.modules())

@@ -139,12 +139,6 @@ def test_values(
         assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
 
 
-def test_levels_are_compared_together_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crosshead, 'numbers_at_once', lambda level_map: 5)
-    maps = [torch.zeros(numbers) for numbers in (7, 1, 4, 2, 3, 3)]
-    assert crosshead._together(maps) == [[0], [1, 2], [3, 4], [5]]
-
-
 def test_weights_of_the_parts() -> None:
     step = cross_context()
     whole = make(step)(step).item()

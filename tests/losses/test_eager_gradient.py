@@ -12,6 +12,7 @@ from ld_plugin.losses import (
     modulated_binary_cross_entropy,
     pieces_of,
 )
+from ld_plugin.losses.eager_gradient import levels_at_once
 
 
 @pytest.mark.parametrize(
@@ -164,3 +165,9 @@ def test_gradients_of_half_precision_are_multiplied_in_float32(dtype: torch.dtyp
     (eager_gradient(lambda x: x.square().sum() * 2**-30, x) * 2.0**26).backward()
     assert x.grad.dtype == dtype
     assert x.grad.tolist() == [0.25] * 4
+
+
+def test_small_levels_are_looked_at_together():
+    assert levels_at_once([7, 1, 4, 2, 3, 3], 5) == [[0], [1, 2], [3, 4], [5]]
+    assert levels_at_once([0, 0], 5) == [[0, 1]]
+    assert levels_at_once([], 5) == []
