@@ -1,8 +1,6 @@
 """The speed measurement: what its table and file hold, and that its memory accounting adds up."""
 
 import json
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -200,29 +198,6 @@ def test_peak_counts_what_is_alive_at_once() -> None:
         (second + 3).sum().item()  # 8 MB
 
     assert benchmark.peak_of(run, torch.device('cpu')) == pytest.approx(8e6, rel=1e-3)
-
-
-FAULTS = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-import benchmark_speed, torch
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-without = min(faults() for _ in range(3))
-benchmark_speed.keep_freed_memory()
-faults()
-print(without, faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other libraries cannot be told')
-def test_freed_memory_is_kept() -> None:
-    command = [sys.executable, '-c', FAULTS, str(Path(benchmark.__file__).parent)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    without, kept = map(int, found.split())
-    assert kept < without / 10
 
 
 def test_region_is_compared_at_full_size(results: dict) -> None:

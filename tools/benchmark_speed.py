@@ -19,15 +19,11 @@ compared with the sum of the student's peak and the teacher's weights. GMAC are 
 multiplications in a step's convolutions and matrix products, whatever the machine: no more than
 the floor's, unless a method has layers of its own or goes through the teacher's a second time.
 
-Freed memory is kept, as on a GPU, where the system's library allows it (glibc): else it depends on
-what happens to lie beside it which tensors of which way have their memory made anew in every step.
-
 On a machine that is busy with other things, go by processor time, with OMP_WAIT_POLICY=PASSIVE in
 the environment, so that threads which wait for each other do not count as work.
 """
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -171,7 +167,6 @@ RECIPES = {
 PRECISIONS = ('fp32', 'bf16')
 ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
 MEGABYTE = 1e6
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 _PROGRESS = dict(console=Console(stderr=True))
 
@@ -370,14 +365,6 @@ class Bench:
     def _step(self, model: nn.Module) -> None:
         losses = model.loss(self.batch.images, self.batch.samples)
         model.parse_losses(losses)[0].backward()
-
-
-def keep_freed_memory() -> None:
-    """Let the system's allocator keep what is freed, whatever its size, for what comes next."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, 'mallopt'):
-        for threshold in _TRIM_THRESHOLD, _MMAP_THRESHOLD:
-            library.mallopt(threshold, 2**31 - 1)
 
 
 def stages(part: Any) -> Sequence[Any]:
@@ -679,5 +666,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    keep_freed_memory()
     sys.exit(main())
