@@ -171,3 +171,17 @@ def test_small_levels_are_looked_at_together():
     assert levels_at_once([7, 1, 4, 2, 3, 3], 5) == [[0], [1, 2], [3, 4], [5]]
     assert levels_at_once([0, 0], 5) == [[0, 1]]
     assert levels_at_once([], 5) == []
+
+
+def test_the_gradient_is_laid_out_as_the_input():
+    """Not as the function computes it, for it is added to other gradients of the input."""
+
+    def channels_last(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last).square().sum()
+
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    (plain,) = torch.autograd.grad(channels_last(x), x)
+    (found,) = torch.autograd.grad(eager_gradient(channels_last, x), x)
+    assert not plain.is_contiguous()
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, plain)
