@@ -16,13 +16,14 @@ def kept_inputs(head: nn.Module, activations: Iterable[nn.Module]) -> Iterator[N
     """Let autograd keep what enters some activations instead of what leaves them.
 
     A stock activation overwrites its input, so whoever wants to look at that later needs a second
-    map of its size. In here the activations do not overwrite it, and where a level is large their
+    map of its size. In here the activations do not overwrite it, and where any level is large their
     outputs, which autograd would keep for them and for the layer that follows, are computed again
-    in the backward pass. So there is still one map of it. The gradients are the same to the last
-    bit.
+    in the backward pass. So there is still one map. Where all levels are small, that is not worth
+    its time, and there are two. The gradients are the same to the last bit.
 
     Args:
-        head: Whose forward pass takes the feature levels, and goes through the activations.
+        head: Whose forward pass takes the feature levels, each (N, F, H, W), and goes through the
+            activations.
         activations: The modules. ``nn.RReLU``, which would draw other slopes the second time, has
             its outputs kept as usual.
     """
