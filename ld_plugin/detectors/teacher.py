@@ -326,6 +326,9 @@ class FrozenTeacher:
         Args:
             images: (N, 3, H, W), as the student's preprocessor made them.
             image_shapes: (height, width) of every image without padding.
+
+        Raises:
+            ConfigError: Its neck cannot take images of this size.
         """
         self.to(images.device)  # where copies of the student share it, another may have moved it
         images = self._conversion(*self._conversion.resize(images, image_shapes, self.image_scale))
@@ -334,7 +337,7 @@ class FrozenTeacher:
         record = HeadRecorder(self._reader.head, watched=watched, keep=channel_statistics)
         with self._precision(), record:
             images = images if self._is_low_precision else images.float()
-            features = self._model.extract_feat(images)
+            features = self._extract_feat(images)
             outs = self._run_head(features)
         wanted = outs is None or 'features' in self.reads
         outputs = self._reader.read(outs, features if wanted else ())
@@ -389,6 +392,23 @@ class FrozenTeacher:
             return outputs  # boxes would take as much
         with torch.autocast(self.device.type, enabled=False):
             return outputs.with_decoded_boxes()
+
+    def _extract_feat(self, images: Tensor) -> Sequence[Tensor]:
+        """The neck's levels."""
+        try:
+            return self._model.extract_feat(images)
+        except RuntimeError as error:
+            stride = max(map(max, self._reader.spec.strides))
+            height, width = images.shape[-2:]
+            doubles_levels = any(isinstance(m, nn.Upsample) for m in self._model.modules())
+            if not doubles_levels or height % stride == width % stride == 0:
+                raise
+            raise ConfigError(
+                f'model.data_preprocessor.pad_size_divisor: the teacher gets images of {height} x '
+                f'{width} pixels, no multiples of its largest stride, {stride:g}, and cannot take '
+                f'them ({error}). Expected {stride / self.image_scale:g}, that stride over '
+                'model.teacher.image_scale, or a multiple of it.'
+            ) from error
 
     def _run_head(self, features: Sequence[Tensor]) -> tuple | None:
         """The head's forward, as far as its outputs are read; None if they are not."""

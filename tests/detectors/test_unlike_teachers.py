@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from ld_plugin.recipes import (
     ld_full,
     ld_main,
     ld_point,
+    pkd,
     rm_pfi,
     rotated_ld_kld,
 )
@@ -339,6 +341,31 @@ def test_images_are_enlarged_for_the_teacher(scale: float, strides: list[int]) -
     torch.testing.assert_close(context.teacher.features[level], outputs.features[own])
     for name in ld_full:
         assert losses(model, data)[f'loss_{name}'].isfinite()
+
+
+@pytest.mark.parametrize('family', ['rtmdet', 'yolox'])
+def test_images_that_the_teachers_neck_cannot_take(family: str) -> None:
+    """It enlarges a level by two and joins it with the next, which has a column less."""
+    teacher = dict(config=dict(model=tiny(family)), checkpoint=None, image_scale=0.5)
+    student = tiny_gfl()
+    model, data = build(tiny_distilled(teacher, pkd, student)), batch([(64, 96), (64, 64)])
+    with pytest.raises(ConfigError, match=r'32 x 48 pixels, .* stride, 32, .* Expected 64,'):
+        losses(model, data)
+    student.data_preprocessor.pad_size_divisor = 64
+    model = build(tiny_distilled(teacher, pkd, student))
+    assert losses(model, data)['loss_pkd'] > 0
+
+
+@pytest.mark.parametrize(('family', 'size'), [('gfl', 96), ('rtmdet', 64)])
+def test_other_errors_of_the_teacher_are_not_taken_for_its_images_size(
+    family: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = dict(config=dict(model=tiny(family)), checkpoint=None)
+    model = build(tiny_distilled(teacher, pkd))
+    failing = Mock(side_effect=RuntimeError('of another kind'))
+    monkeypatch.setattr(model.teacher._model, 'extract_feat', failing)
+    with pytest.raises(RuntimeError, match=r'^of another kind$'):
+        losses(model, batch([(size, size)], [1]))
 
 
 @pytest.mark.parametrize('family', ['atss', 'fcos', 'tood'])
