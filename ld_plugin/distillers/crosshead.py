@@ -30,6 +30,10 @@ BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
 
 _BRANCHES = HeadFeatures._fields
 
+# of gradients on their way through the teacher's head, many of which a float16 could not tell from
+# 0; a power of two, by which nothing is rounded
+_GRADIENT_SCALE = 2**10
+
 
 @DISTILLERS.register_module()
 class CrossHeadDistiller(Distiller):
@@ -175,7 +179,7 @@ class CrossHeadDistiller(Distiller):
                 for i, branch in enumerate(branches)
             }
             crossed = teacher.cross_head(self.layer, HeadFeatures(**aligned))
-            return sum(
+            return _GRADIENT_SCALE * sum(
                 self.summed(branch, crossed, teacher, [weights[branch][level] for level in levels])
                 for branch in branches
             )
@@ -185,7 +189,7 @@ class CrossHeadDistiller(Distiller):
             for level in levels
             for branch in branches
         ]
-        return eager_gradient(loss, *widened)
+        return eager_gradient(loss, *widened) / _GRADIENT_SCALE
 
     def summed(
         self,

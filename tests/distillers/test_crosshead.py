@@ -297,7 +297,7 @@ def test_small_batches(shapes: list, objects: list) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'fp16'])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_precisions(precision: str, autocast: bool) -> None:
     stock = tiny_gfl(stacked_convs=2)
@@ -310,6 +310,21 @@ def test_precisions(precision: str, autocast: bool) -> None:
     assert loss.item() == pytest.approx(distillation_loss(exact, batch(SHAPES)).item(), rel=0.05)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_small_gradients_come_through_a_teacher_in_float16() -> None:
+    """Where both find no object they are so small that a float16 would take them for 0."""
+    gradients = []
+    for precision in ('fp32', 'fp16'):
+        model = build(
+            distilled(*(tiny_gfl(stacked_convs=2) for _ in range(2)), precision=precision)
+        )
+        for head in (model.bbox_head, model.teacher._model.bbox_head):
+            nn.init.constant_(head.gfl_cls.bias, -8)
+        distillation_loss(model, batch(SHAPES)).backward()
+        gradients.append(model.bbox_head.cls_convs[0].conv.weight.grad)
+    assert gradients[0].abs().max() < 1e-4
+    torch.testing.assert_close(*gradients, atol=0.1 * gradients[0].abs().max(), rtol=0)
 
 
 def test_what_is_not_looked_at_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
