@@ -30,10 +30,6 @@ BOX_LOSS = dict(type='BoxLoss', loss_weight=1.0)
 
 _BRANCHES = HeadFeatures._fields
 
-# of gradients on their way through the teacher's head, many of which a float16 could not tell from
-# 0; a power of two, by which nothing is rounded
-_GRADIENT_SCALE = 2**10
-
 
 @DISTILLERS.register_module()
 class CrossHeadDistiller(Distiller):
@@ -132,18 +128,21 @@ class CrossHeadDistiller(Distiller):
         return loss
 
     def distill(self, context: DistillationContext) -> Tensor:
-        weights = dict(classes=self.class_weights(context), boxes=self.box_weights(context))
-        score_sum = reduce_mean(sum(level.sum() for level in weights['boxes']))
-        weights['classes'] = [w / context.mean_num_positives for w in weights['classes']]
-        weights['boxes'] = [w / score_sum.where(score_sum > 0, 1) for w in weights['boxes']]
+        classes, boxes = self.class_weights(context), self.box_weights(context)
+        count, score_sum = context.mean_num_positives, reduce_mean(sum(w.sum() for w in boxes))
+        # by the count the sum alone is divided: the gradients of a large batch are so small that
+        # many would become 0 on their way through a teacher in float16
+        boxes = [w * (count / score_sum.where(score_sum > 0, 1)) for w in boxes]
+        weights = dict(classes=classes, boxes=boxes)
         # where the head has branches of their own, one after the other
         separate = context.teacher.spec.has_separate_branches
         parts = [[branch] for branch in _BRANCHES] if separate else [_BRANCHES]
-        return sum(
+        total = sum(
             self._through_head(context, weights, levels, branches)
             for levels in self._levels_together(context)
             for branches in parts
         )
+        return total / count
 
     def _levels_together(self, context: DistillationContext) -> list[list[int]]:
         """Levels that go through the head in one pass: large ones alone."""
@@ -179,7 +178,7 @@ class CrossHeadDistiller(Distiller):
                 for i, branch in enumerate(branches)
             }
             crossed = teacher.cross_head(self.layer, HeadFeatures(**aligned))
-            return _GRADIENT_SCALE * sum(
+            return sum(
                 self.summed(branch, crossed, teacher, [weights[branch][level] for level in levels])
                 for branch in branches
             )
@@ -189,7 +188,7 @@ class CrossHeadDistiller(Distiller):
             for level in levels
             for branch in branches
         ]
-        return eager_gradient(loss, *widened) / _GRADIENT_SCALE
+        return eager_gradient(loss, *widened)
 
     def summed(
         self,
