@@ -69,10 +69,12 @@ class _Passes:
         self._saved_by_activation = None
 
     def pack(self, tensor: Tensor) -> '_Saved':
+        # an output would keep the graph it is part of, for good where no backward pass comes
+        saved = _Saved(tensor.detach(), tensor._version)
         if self._saved_by_activation is None:
-            return _Saved(self._or_pass(tensor))
-        saved = _Saved(tensor)  # until its output is known
-        self._saved_by_activation.append(saved)
+            saved.value = self._or_pass(saved.value)
+        else:  # until its output is known
+            self._saved_by_activation.append(saved)
         return saved
 
     def _or_pass(self, tensor: Tensor) -> 'Tensor | _Pass':
@@ -87,9 +89,10 @@ class _Passes:
 
 @dataclass
 class _Saved:
-    """What autograd holds in place of a tensor."""
+    """What autograd holds in place of a tensor, whose version it no longer checks."""
 
     value: 'Tensor | _Pass'
+    version: int
 
 
 @dataclass
@@ -111,11 +114,8 @@ class _Pass:
     @torch.no_grad()
     def again(self) -> Tensor:
         """What left the activation."""
-        if self.entered._version != self.version:  # as autograd says it of what it keeps itself
-            raise RuntimeError(
-                f'The features that entered {type(self.activation).__name__} have been modified in '
-                'place; the gradient needs them.'
-            )
+        name = type(self.activation).__name__
+        _check_version(self.entered, self.version, f'The features that entered {name}')
         left = self._left
         if left is None:
             with _not_overwriting(self.activation):
@@ -126,7 +126,15 @@ class _Pass:
 
 
 def _unpack(saved: _Saved) -> Tensor:
-    return saved.value.again() if isinstance(saved.value, _Pass) else saved.value
+    if isinstance(saved.value, _Pass):
+        return saved.value.again()
+    _check_version(saved.value, saved.version, 'Features inside a head')
+    return saved.value
+
+
+def _check_version(tensor: Tensor, version: int, what: str) -> None:
+    if tensor._version != version:
+        raise RuntimeError(f'{what} have been modified in place; the gradient needs them.')
 
 
 @contextmanager

@@ -160,6 +160,35 @@ def test_an_input_that_was_modified_is_refused() -> None:
         gradients(model, value)
 
 
+def test_what_others_save_and_was_modified_is_refused() -> None:
+    def rest(x: Tensor) -> Tensor:
+        rated = x.sigmoid()
+        doubled = rated * 2
+        rated.mul_(3)
+        return doubled
+
+    model = Head(nn.ReLU(), rest)
+    with kept_inputs(model, [model.activation]):
+        value = loss(model)
+    with pytest.raises(RuntimeError, match='inside a head have been modified in place'):
+        value.backward()
+
+
+@every_activation
+def test_nothing_stays_where_no_backward_pass_comes(activation: nn.Module) -> None:
+    model = head(activation)
+    made = []
+    model.first.register_forward_hook(
+        lambda _, args, output: made.append(StorageWeakRef(output.untyped_storage()))
+    )
+    with kept_inputs(model, [activation]):
+        value = loss(model)
+    assert not any(storage.expired() for storage in made)
+    del value
+    assert len(made) == 3
+    assert all(storage.expired() for storage in made)
+
+
 def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
     model = head(nn.ReLU(inplace=True))
     with pytest.raises(RuntimeError), kept_inputs(model, [model.activation]):
