@@ -1,8 +1,8 @@
 """One training step, as distillers and regions see it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from ..regions import Region, Selection
 
 
+class OnDemand(Sequence[Tensor]):
+    """Tensors that are computed together when somebody first looks at one of them."""
+
+    def __init__(self, compute: Callable[[], Sequence[Tensor]]) -> None:
+        self._compute = cache(compute)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._compute()[index]
+
+    def __len__(self) -> int:
+        return len(self._compute())
+
+
 @dataclass(frozen=True)
 class Assignment:
     """The student's own label assignment, recorded while its stock loss ran.
@@ -29,6 +42,7 @@ class Assignment:
         num_classes: C.
         positive_gts: Per image, (number of its positives,): the index of each positive's ground
             truth in that image, positives in the order of priors; None if the reader cannot tell.
+            :class:`OnDemand` where it has to search, and few look.
         unknown: (N, P) bool, True for the student's positives of classes that the teacher does not
             know, which count as background in ``labels``; None if it knows all classes.
         all_positives: (N,), the positives of every image, those of classes or on levels that the

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .context import Assignment, DistillationContext
+from .context import Assignment, DistillationContext, OnDemand
 from .head_features import HeadFeatures, nothing
 from .outputs import DenseOutputs, HeadSpec, RestOfHead
 from .rois import RoIStage
@@ -313,11 +313,13 @@ def _take_classes(outputs: DenseOutputs, classes: Sequence[int]) -> DenseOutputs
     )
 
 
-def _kept_gts(assignment: Assignment, kept: Tensor) -> list[Tensor] | None:
+def _kept_gts(assignment: Assignment, kept: Tensor) -> Sequence[Tensor] | None:
     """``positive_gts`` of the positives that ``kept``, (N, P) bool, leaves."""
     if assignment.positive_gts is None:
         return None
-    return [matched[mask] for matched, mask in zip(assignment.matched_gts, kept, strict=True)]
+    return OnDemand(
+        lambda: [gts[mask] for gts, mask in zip(assignment.matched_gts, kept, strict=True)]
+    )
 
 
 def _class_index(name: ClassName, classes: Sequence[str] | int, whose: str) -> int:
@@ -442,5 +444,9 @@ def _renumbered(assignment: Assignment, kept: Sequence[Tensor]) -> Assignment:
     """Count only the ground truths that ``kept``, (G,) bool per image, leaves."""
     if assignment.positive_gts is None:
         return assignment
-    numbers = [(k.cumsum(0) - 1)[gts] for k, gts in zip(kept, assignment.positive_gts, strict=True)]
-    return replace(assignment, positive_gts=numbers)
+
+    def numbers() -> list[Tensor]:
+        images = zip(kept, assignment.positive_gts, strict=True)
+        return [(k.cumsum(0) - 1)[gts] for k, gts in images]
+
+    return replace(assignment, positive_gts=OnDemand(numbers))

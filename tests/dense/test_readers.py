@@ -1,6 +1,7 @@
 """What every family's reader makes of a stock head, beside what the stock code makes of it."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ld_plugin.dense import (
     Assignment,
+    ClassMatch,
     DenseOutputs,
     DistillationContext,
     HeadRecorder,
+    LevelMatch,
     get_reader,
 )
 from ld_plugin.dense.outputs import level_rows
@@ -376,6 +379,25 @@ def test_matched_ground_truth_is_the_box_target(
         torch.testing.assert_close(
             canonical(gt.bboxes[index]), canonical(expected), rtol=1e-5, atol=1e-4
         )
+
+
+@pytest.mark.parametrize('name', ['fcos', 'vfnet'])
+def test_ground_truths_are_searched_when_somebody_looks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = build_head(name)
+    features = random_features(head)
+    search = Mock(side_effect=find_ground_truths)
+    monkeypatch.setattr('ld_plugin.dense.readers.fcos.find_ground_truths', search)
+    found = get_reader(head).assignment(record_loss(head, features, objects(head, 3, 2)))
+    sizes = [level[0, 0].numel() for level in features]
+    on_levels = LevelMatch((0, 2), (0, 1), len(sizes), 2).assignment(found, sizes)
+    of_classes = ClassMatch((0, 2), (1, 0), head.num_classes, 2).assignment(on_levels)
+    assert of_classes.positive.any()
+    search.assert_not_called()
+    assert [len(gts) for gts in of_classes.positive_gts] == of_classes.positive.sum(1).tolist()
+    assert torch.equal(of_classes.matched_gts >= 0, of_classes.positive)
+    assert search.call_count == len(IMAGES)
 
 
 def expected_valid(head: BaseDenseHead, features: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from mmdet.structures.bbox import BaseBoxes, distance2bbox, get_box_tensor
 from torch import Tensor
 
-from ..context import Assignment
+from ..context import Assignment, OnDemand
 from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
 from .base import by_image, register_reader
@@ -55,7 +55,7 @@ class FCOSReader(PointReader):
 
     def matched(
         self, record: HeadRecorder, labels: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> list[Tensor]:
+    ) -> OnDemand:
         """Per image the ground truths of its positives.
 
         Args:
@@ -65,18 +65,27 @@ class FCOSReader(PointReader):
         """
         call = record.arguments['loss_by_feat'][-1]
         gts = call['batch_gt_instances']
-        labels = by_image(labels, len(gts))
-        targets = torch.cat([level.view(len(gts), -1, self.box_dim) for level in targets], dim=1)
+        # what is held here, the predictions not among it, is held until somebody looks
         sizes = [level.shape[-2:] for level in call['cls_scores']]
-        priors = self.priors(sizes, targets.device)
-        found = []
-        for image, gt in enumerate(gts):
-            at = (labels[image] < self.head.num_classes).nonzero().squeeze(1)
-            boxes = self.target_boxes(targets[image, at], priors[at])
-            found.append(
-                find_ground_truths(boxes, labels[image, at], self.gt_boxes(gt.bboxes), gt.labels)
-            )
-        return found
+
+        def find() -> list[Tensor]:
+            of_image = by_image(labels, len(gts))
+            boxes = torch.cat([level.view(len(gts), -1, self.box_dim) for level in targets], dim=1)
+            priors = self.priors(sizes, boxes.device)
+            found = []
+            for image, gt in enumerate(gts):
+                at = (of_image[image] < self.head.num_classes).nonzero().squeeze(1)
+                found.append(
+                    find_ground_truths(
+                        self.target_boxes(boxes[image, at], priors[at]),
+                        of_image[image, at],
+                        self.gt_boxes(gt.bboxes),
+                        gt.labels,
+                    )
+                )
+            return found
+
+        return OnDemand(find)
 
     def target_boxes(self, targets: Tensor, priors: Tensor) -> Tensor:
         """Boxes (K, E) from targets (K, E), distances in pixels, and priors (K, E)."""

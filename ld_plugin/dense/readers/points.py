@@ -75,7 +75,7 @@ def find_ground_truths(
     """
     if len(gt_bboxes) == 0:
         return labels.new_empty(0)
-    distance = (boxes[:, None] - gt_bboxes).abs().sum(-1)
+    distance = torch.cdist(boxes, gt_bboxes, p=1)
     # two classes may share a box
     other_class = labels[:, None] != gt_labels
     return distance.masked_fill(other_class, torch.inf).argmin(1)
