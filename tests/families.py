@@ -9,8 +9,8 @@ from typing import Any
 from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
-from mmengine.utils import is_installed
 
+from ld_plugin.packages import is_installed
 from tests.models import rotate
 
 #: stock config of every family

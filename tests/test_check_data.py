@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from mmdet.registry import DATASETS
 from mmengine import Config
-from mmengine.utils import is_installed
 
 from ld_plugin.annotation_check import Report, config_sources
 from ld_plugin.annotation_check.coco import check_coco
 from ld_plugin.annotation_check.dota import check_dota, check_dota_images
 from ld_plugin.annotation_check.xml_files import check_hrsc, check_voc
 from ld_plugin.errors import ConfigError
+from ld_plugin.packages import is_installed
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'check_data.py'
 CLASSES = ('plane', 'small-vehicle')

@@ -30,7 +30,6 @@ from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.utils import is_installed
 from torch import Tensor
 
 from ld_plugin import recipes
@@ -41,6 +40,7 @@ from ld_plugin.detectors.model_config import (
     student_model,
 )
 from ld_plugin.errors import ConfigError
+from ld_plugin.packages import is_installed
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'

@@ -49,7 +49,6 @@ from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from mmengine.utils import is_installed
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -58,6 +57,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from ld_plugin import recipes
 from ld_plugin.dense.boxes import upright
+from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import valuable_localization_region
 
 

@@ -18,7 +18,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ld_plugin.dense import HeadSpec, get_reader, registered_heads
 from ld_plugin.dense.rois import RoIReader
 from ld_plugin.detectors.model_config import read_config
 from ld_plugin.distillers import build_distillers
+from ld_plugin.packages import is_installed
 from ld_plugin.registry import DISTILLERS
 
 #: a config in which each head stands, or could stand
@@ -112,7 +112,7 @@ def read_specs() -> dict[str, HeadSpec]:
     return {
         head: read_spec(config, dict(type=f'mmdet.{head}') if head in REPLACING else {})
         for head, config in CONFIGS.items()
-        if find_spec(config.split('::')[0])
+        if is_installed(config.split('::')[0])
     }
 
 

@@ -1,7 +1,6 @@
 """Distilled detectors, and the frozen teacher beside them."""
 
-from mmengine.utils import is_installed
-
+from ..packages import is_installed
 from .single_stage import DistilledSingleStageDetector
 from .teacher import FrozenTeacher
 from .two_stage import DistilledTwoStageDetector

@@ -6,9 +6,9 @@ from typing import Any
 
 from mmengine import Config, ConfigDict
 from mmengine.hub import get_config
-from mmengine.utils import is_installed
 
 from ..errors import ConfigError
+from ..packages import is_installed
 
 _KEY = 'model.teacher.config'
 OWN_PACKAGE = 'ld_plugin'

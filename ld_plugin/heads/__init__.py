@@ -1,7 +1,6 @@
 """Heads that predict distributions, for detectors that have none and for GFL v2."""
 
-from mmengine.utils import is_installed
-
+from ..packages import is_installed
 from .distribution import DistributionATSSHead, DistributionFCOSHead, DistributionRetinaHead
 from .gflv2 import GFLV2Head
 

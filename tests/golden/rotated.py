@@ -8,7 +8,6 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.registry import DefaultScope
-from mmengine.utils import is_installed
 from torch import Tensor, nn
 
 from ld_plugin.dense import Assignment, DistillationContext, get_reader
@@ -21,6 +20,7 @@ from ld_plugin.distillers import (
     build_distillers,
 )
 from ld_plugin.losses import DistributionKLLoss
+from ld_plugin.packages import is_installed
 from ld_plugin.recipes import rotated_ld_gwd
 from ld_plugin.regions import FineGrainedRegion, OverlapRegion, Region
 from ld_plugin.regions.geometry import atss_thresholds, fine_grained_region, overlap_region
