@@ -88,6 +88,16 @@ def test_complete_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     benchmark.run_all([job(tmp_path / 'done', metrics(0.5))], at_once=1)
 
 
+def test_runs_with_other_options_are_not_taken_over(tmp_path: Path) -> None:
+    made = job(tmp_path / 'x', metrics(0.5))
+    made.write_options()
+    benchmark.run_all([made], at_once=1)
+    for change in (dict(bf16=('backbone',)), dict(data='elsewhere')):
+        other = dataclasses.replace(made, **change)
+        with pytest.raises(SystemExit, match=r'x holds a run with other options: .*--work-dir'):
+            benchmark.run_all([other], at_once=1)
+
+
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_students_wait_for_their_own_teacher_alone(
     at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +155,7 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     assert set(metrics(1)) | {'mAP'} == set(found)
     assert all(0 <= value <= 1 for value in found.values())
     assert (made.work_dir / 'epoch_1.pth').is_file()
+    assert json.loads((made.work_dir / 'options.json').read_text()) == made.options
     # MIM would find a copy under the config's own name a second time
     assert {path.name for path in made.work_dir.rglob('*.py')} == {'config.py'}
     # VOC's metric has a pool of its own

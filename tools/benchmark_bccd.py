@@ -24,6 +24,7 @@ from command_line import positive
 from mmengine import Config
 
 METRICS = 'metrics.json'
+OPTIONS = 'options.json'
 SEEDS = (0, 1, 2)
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'bccd'
 TEACHER = 'gfl_r34_fpn_36e_bccd'
@@ -60,7 +61,7 @@ class Job:
         config: Name of a config in ``configs/bccd``.
         seed: Of weights, order and flips.
         data: BCCD's folder.
-        work_dir: Where checkpoints, logs and ``metrics.json`` go.
+        work_dir: Where checkpoints, logs, ``options.json`` and ``metrics.json`` go.
         teacher_checkpoint: None for the teacher itself and the student alone.
         threads: Of this training.
         bf16: Which of the PARTS run in bfloat16.
@@ -77,6 +78,24 @@ class Job:
     @property
     def metrics_file(self) -> Path:
         return self.work_dir / METRICS
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the results, and is not in the name of the folder."""
+        return dict(data=self.data, bf16=sorted(self.bf16))
+
+    def write_options(self) -> None:
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        (self.work_dir / OPTIONS).write_text(json.dumps(self.options))
+
+    def check_options(self) -> None:
+        """Stop the program if its folder holds a run with other options."""
+        file = self.work_dir / OPTIONS
+        if file.is_file() and (made := json.loads(file.read_text())) != self.options:
+            raise SystemExit(
+                f'{self.work_dir} holds a run with other options: {made}, now {self.options}. '
+                'Choose another --work-dir, or delete it.'
+            )
 
     @property
     def can_start(self) -> bool:
@@ -176,8 +195,11 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
         at_once: Processes.
 
     Raises:
+        SystemExit: A folder holds a run with other options.
         ValueError: A student's teacher is neither complete nor among the jobs.
     """
+    for job in jobs:
+        job.check_options()
     waiting = [job for job in jobs if not job.metrics_file.is_file()]
     waiting.sort(key=lambda job: job.teacher_checkpoint is not None)
     running: set[Future[str]] = set()
@@ -205,6 +227,7 @@ def run(job: Job) -> str:
     from ld_plugin.launch import build_runner
 
     torch.set_num_threads(job.threads)
+    job.write_options()
     cfg = job.read_config()
     cfg.work_dir = str(job.work_dir)
     cfg.resume = True  # from the last checkpoint, if there is one
