@@ -108,8 +108,9 @@ class FrozenTeacher:
 
     Attributes:
         reads: Which of its outputs are asked for, in the words of
-            :attr:`ld_plugin.distillers.Distiller.reads`; all by default. Features are kept only if
-            they are, and the head runs only if anything else is.
+            :attr:`ld_plugin.distillers.Distiller.reads`; by default class logits, distributions,
+            boxes and features. Features are kept only if they are asked for, and the head runs only
+            if anything else is.
         head_layers: Of how many stacked convolutions the features inside the head are asked for.
     """
 
