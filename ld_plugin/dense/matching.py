@@ -7,7 +7,7 @@ are brought down to what they share before any distiller sees them. Shape shorth
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -168,6 +168,9 @@ class ClassMatch:
     teacher: tuple[int, ...]
     num_student_classes: int
     num_teacher_classes: int
+    _indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def by_name(cls, student: Sequence[str], teacher: Sequence[str]) -> 'ClassMatch':
@@ -238,10 +241,10 @@ class ClassMatch:
         )
 
     def student_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
-        return outputs if self.covers_student else _take_classes(outputs, self.student)
+        return outputs if self.covers_student else self._take(outputs, self.student)
 
     def teacher_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
-        return outputs if self.is_identity else _take_classes(outputs, self.teacher)
+        return outputs if self.is_identity else self._take(outputs, self.teacher)
 
     def assignment(self, assignment: Assignment) -> Assignment:
         """Labels count the pairs; positives without a partner become ``unknown`` background."""
@@ -262,8 +265,9 @@ class ClassMatch:
 
     def rois(self, stage: RoIStage) -> RoIStage:
         """Logits and labels of the pairs and background; what has no partner has weight 0."""
-        student = [*self.student, self.num_student_classes]
-        teacher = [*self.teacher, self.num_teacher_classes]
+        device = stage.labels.device
+        student = self._index((*self.student, self.num_student_classes), device)
+        teacher = self._index((*self.teacher, self.num_teacher_classes), device)
         labels = self._partners(stage.labels)
         lost = (stage.labels < self.num_student_classes) & (labels == len(self.student))
         return replace(
@@ -278,27 +282,38 @@ class ClassMatch:
         """Labels of the student's, 0..C, as numbers of pairs; their number where there is none."""
         count = len(self.student)
         partners = labels.new_full((self.num_student_classes + 1,), count)
-        partners[list(self.student)] = torch.arange(count, device=partners.device)
+        index = self._index(self.student, partners.device)
+        partners[index] = torch.arange(count, device=partners.device)
         return partners[labels]
 
     def with_partner(self, labels: Tensor) -> Tensor:
         """Which of these labels (G,) of the student's have a partner, (G,) bool."""
-        return torch.isin(labels, torch.tensor(self.student, device=labels.device))
+        return torch.isin(labels, self._index(self.student, labels.device))
+
+    def _take(self, outputs: DenseOutputs, classes: tuple[int, ...]) -> DenseOutputs:
+        if not outputs.class_maps:
+            return outputs
+        return _take_classes(outputs, self._index(classes, outputs.class_maps[0].device))
+
+    def _index(self, classes: tuple[int, ...], device: torch.device) -> Tensor:
+        """Indices as a tensor, which is made once: to copy one to a device is to wait for it."""
+        key = classes, device
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(classes, device=device)
+        return self._indices[key]
 
 
 def take_class_maps(
-    maps: Sequence[Tensor], num_base_priors: Sequence[int], classes: Sequence[int]
+    maps: Sequence[Tensor], num_base_priors: Sequence[int], classes: Tensor
 ) -> list[Tensor]:
-    """Class maps (N, A * C, H, W) with the channels of these classes, in this order."""
+    """Class maps (N, A * C, H, W) with the channels of these classes, (c,), in this order."""
     return [
-        level_map.unflatten(1, (anchors, -1))[:, :, list(classes)].flatten(1, 2)
+        level_map.unflatten(1, (anchors, -1))[:, :, classes].flatten(1, 2)
         for level_map, anchors in zip(maps, num_base_priors, strict=True)
     ]
 
 
-def _take_classes(outputs: DenseOutputs, classes: Sequence[int]) -> DenseOutputs:
-    if not outputs.class_maps:
-        return outputs
+def _take_classes(outputs: DenseOutputs, classes: Tensor) -> DenseOutputs:
     anchors = outputs.spec.num_base_priors
 
     def rest(layer: int, features: HeadFeatures) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -77,8 +77,9 @@ def _gt_of_positives(context: DistillationContext) -> tuple[Tensor, int]:
     """(K,), every positive's ground truth among those of the whole batch, and their number."""
     counts = [len(boxes) for boxes in context.gt_bboxes]
     *starts, total = accumulate(counts, initial=0)
-    starts = torch.tensor(starts, device=context.device)
-    return context.positives.take(context.assignment.matched_gts + starts[:, None]), total
+    # added image by image, as to copy them from the host would be to wait for the device
+    images = zip(context.assignment.matched_gts, starts, strict=True)
+    return context.positives.take(torch.stack([gts + start for gts, start in images])), total
 
 
 def _logits(dense: DenseOutputs, context: DistillationContext, group: Tensor) -> Tensor:
