@@ -672,7 +672,9 @@ def test_config_of_a_package(
         assert f"{key}: error: folder '{tmp_path}/gone' not found" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"^found 'gone::a\.py', but no package 'gone'"):
         run(monkeypatch, 'gone::a.py')
-    with pytest.raises(SystemExit, match=r"^found 'mmdet::gfl/gone\.py', which is not among"):
+    with pytest.raises(
+        SystemExit, match=r"^found 'mmdet::gfl/gone\.py', which mmengine does not find among"
+    ):
         run(monkeypatch, 'mmdet::gfl/gone.py')
 
 

@@ -71,7 +71,7 @@ RECOMPUTED = {'CrossHeadDistiller'}
 #: standardise features over the batch with the unbiased deviation, which repeated images change
 WITH_DEVIATIONS = {'pkd', 'crosskd', 'bckd + pkd'}
 #: an untrained head of these predicts boxes without extent, whose overlap with themselves is 0
-WITHOUT_EXTENT = {'fcos_normalised', 'rtmdet'}
+WITHOUT_EXTENT = {'rotated_rtmdet'}
 TWO_STAGES = (*TWO_STAGE, *ROTATED_TWO_STAGE)
 #: one of every reader
 ROTATED = [

@@ -147,8 +147,8 @@ def _read_packaged(name: str) -> Config:
         return get_config(name)
     except (FileNotFoundError, ImportError, KeyError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f'{_KEY}: found {name!r}, which is not among the configs of the installed {package}: '
-            f'{error}. Correct the name, or give a path.'
+            f'{_KEY}: found {name!r}, which mmengine does not find among the configs of the '
+            f'installed {package}: {error}. Correct the name, or give a path.'
         ) from error
 
 

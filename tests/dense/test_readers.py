@@ -381,6 +381,19 @@ def test_matched_ground_truth_is_the_box_target(
         )
 
 
+def test_boxes_of_untrained_yolox_are_numbers() -> None:
+    """Its sides are exponentials of what it predicts, and that may be thousands."""
+    head = build_head('yolox')
+    rows = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 1.0, 4e3, -4e3]]).requires_grad_()
+    priors = torch.tensor([[0.0, 0.0, 16.0, 16.0]] * 2)
+    boxes = get_reader(head).decode(rows, priors, torch.full((2, 1), 8.0))
+    half = 4 * torch.tensor([2.0, 3.0]).exp()
+    torch.testing.assert_close(boxes[0], torch.cat([8 - half, 8 + half]))
+    boxes.sum().backward()
+    assert boxes.isfinite().all()
+    assert rows.grad.isfinite().all()
+
+
 @pytest.mark.parametrize('name', ['fcos', 'vfnet'])
 def test_ground_truths_are_searched_when_somebody_looks(
     name: str, monkeypatch: pytest.MonkeyPatch

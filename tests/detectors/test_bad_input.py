@@ -488,7 +488,7 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
         ),
         (
             dict(config='mmdet::gfl/nothing.py', checkpoint=None),
-            "model.teacher.config: found 'mmdet::gfl/nothing.py', which is not among the",
+            "model.teacher.config: found 'mmdet::gfl/nothing.py', which mmengine does not find ",
         ),
         (
             dict(config='ld_plugin::nothing.py', checkpoint=None),

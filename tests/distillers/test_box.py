@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 from ld_plugin.dense import DistillationContext
 from ld_plugin.distillers import Distiller, build_distillers
+from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
 from tests import brute_force
 from tests.contexts import context
@@ -126,6 +128,34 @@ def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
     positions = step.assignment.valid.sum()
     assert 0 < loss <= 4 * 2 * positions / step.assignment.positive.sum()
     assert all(level.grad.abs().max() < 100 for level in step.student.box_maps)
+
+
+EQUAL, APART = [4, 4, 12, 12], [30, 30, 40, 36]
+POINT, LINE, INSIDE_OUT = [8, 8, 8, 8], [8, 4, 8, 9], [9, 9, 4, 4]
+
+
+@pytest.mark.parametrize('loss', ['BoxLoss', *(kind.__name__ for kind in OF_HORIZONTAL_BOXES)])
+@pytest.mark.parametrize(
+    ('student', 'teacher'),
+    [(EQUAL, EQUAL), (POINT, POINT), (LINE, LINE), (INSIDE_OUT, INSIDE_OUT), (POINT, APART)]
+    + [(POINT, EQUAL), (EQUAL, POINT), (INSIDE_OUT, EQUAL), (LINE, [8, 5, 8, 9]), (APART, LINE)],
+)
+def test_boxes_that_stock_losses_cannot_compare(
+    loss: str, student: list[float], teacher: list[float]
+) -> None:
+    """CIoU is no number between equal boxes, SIoU between those without extent."""
+    boxes = torch.tensor([student, EQUAL], dtype=torch.float32).requires_grad_()
+    others = torch.tensor([teacher, APART], dtype=torch.float32)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        compare = MODELS.build(dict(type=loss))
+    value = weighted_box_loss(compare, boxes, others, torch.tensor([1.0, 0.5]))
+    value.backward()
+    alone = compare(boxes[1:], others[1:], reduction_override='none').detach().sum()
+    if student == teacher:
+        assert value.item() == 0.5 * alone
+        assert not boxes.grad[0].any()
+    assert value.isfinite()
+    assert boxes.grad.abs().max() < 1e3
 
 
 @pytest.mark.parametrize(

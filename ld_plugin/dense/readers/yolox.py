@@ -13,6 +13,9 @@ from ..recorder import HeadRecorder
 from .base import register_reader
 from .points import PointReader, centres
 
+#: the logarithm of a side in strides, which untrained heads exceed up to infinity
+_LARGEST = 10.0
+
 
 @register_reader('YOLOXHead')
 class YOLOXReader(PointReader):
@@ -44,7 +47,7 @@ class YOLOXReader(PointReader):
 
     def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
         centre = rows[:, :2] * strides + centres(priors)
-        half = rows[:, 2:].exp() * strides / 2
+        half = rows[:, 2:].clamp(max=_LARGEST).exp() * strides / 2
         return torch.cat([centre - half, centre + half], dim=1)
 
     def assignment(self, record: HeadRecorder) -> Assignment:
