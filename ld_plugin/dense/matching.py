@@ -299,7 +299,8 @@ class ClassMatch:
         """Indices as a tensor, which is made once: to copy one to a device is to wait for it."""
         key = classes, device
         if key not in self._indices:
-            self._indices[key] = torch.tensor(classes, device=device)
+            with torch.inference_mode(False):  # lest it be of no use in a training step
+                self._indices[key] = torch.tensor(classes, device=device)
         return self._indices[key]
 
 

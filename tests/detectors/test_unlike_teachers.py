@@ -518,6 +518,16 @@ def test_distances_from_the_same_points_are_compared() -> None:
     assert losses(model, batch(SHAPES))['loss_ld'] > 0
 
 
+def test_classes_that_were_first_matched_in_inference_mode(tmp_path: Path) -> None:
+    teacher = teacher_with_rows(tmp_path / 'a.pth', [2, 0], classes=('star', 'circle'))
+    model = build(tiny_distilled(teacher, bckd))
+    with torch.inference_mode():
+        losses(model, batch(SHAPES))
+    assert model._match.classes._indices
+    losses(model, batch(SHAPES))['loss_bckd_cls'].backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_class_map_says_what_equal_names_do_not() -> None:
     names = 'circle', 'square', 'star', '7'
     match = ClassMatch.by_map({'circle': 'disc', 'star': None}, names, ('7', 'square', 'disc'))
