@@ -76,7 +76,7 @@ def in_first_quarter(boxes: Tensor) -> Tensor:
     """
     quarter = math.pi / 2
     turns = (boxes[..., 4] / quarter).ceil() - 1
-    size = torch.where((turns % 2 == 1)[..., None], boxes[..., [3, 2]], boxes[..., 2:4])
+    size = torch.where((turns % 2 == 1)[..., None], boxes[..., 2:4].flip(-1), boxes[..., 2:4])
     angle = boxes[..., 4] - turns * quarter
     return torch.cat([boxes[..., :2], size, angle[..., None]], dim=-1)
 
