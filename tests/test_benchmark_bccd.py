@@ -181,6 +181,15 @@ def test_every_variant_is_a_config() -> None:
         assert (benchmark.CONFIGS / f'{name}.py').is_file()
 
 
+def test_seeds_that_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['benchmark_bccd.py', 'data', '--seeds', '0', '-1'])
+    with pytest.raises(SystemExit):
+        benchmark.parse_args()
+    assert 'argument --seeds: found -1, expected 0 to 4294967295' in capsys.readouterr().err
+
+
 def test_missing_data_is_said(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / 'tools' / 'benchmark_bccd.py'), str(tmp_path)],

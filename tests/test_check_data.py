@@ -155,6 +155,21 @@ def test_broken_image(tmp_path: Path) -> None:
     text(tmp_path / 'annfiles/P1.txt', f'{GOOD}\n{GOOD}\n')
     (found,) = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images', CLASSES))
     assert found.startswith(f'{tmp_path}/images/P1.png: error: found no image that can be read')
+    text(tmp_path / 'annfiles/P1.txt', '')  # of the image to be seen, too
+    assert messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images', CLASSES)) == [found]
+
+
+def test_annotations_that_cannot_be_read_do_not_end_the_check(tmp_path: Path) -> None:
+    (tmp_path / 'annfiles').mkdir()
+    (tmp_path / 'annfiles/P1.txt').symlink_to(tmp_path / 'gone')
+    (tmp_path / 'annfiles/P2.txt').mkdir()
+    text(tmp_path / 'annfiles/P3.txt', 'nonsense')
+    for name in ('P1', 'P2', 'P3'):
+        image(tmp_path / f'images/{name}.png')
+    gone, folder, wrong = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images'))
+    assert gone.startswith(f'{tmp_path}/annfiles/P1.txt: error: cannot be read (No such file')
+    assert folder.startswith(f'{tmp_path}/annfiles/P2.txt: error: cannot be read (Is a directory)')
+    assert wrong.startswith(f'{tmp_path}/annfiles/P3.txt:1: error: found 1 fields')
 
 
 def test_images_to_test_on(tmp_path: Path) -> None:
@@ -484,6 +499,14 @@ def test_ids_of_ships(tmp_path: Path) -> None:
     assert check_hrsc(*folders, ['a'], class_ids=['7']).problems == []
     (found,) = messages(check_hrsc(*folders, ['a'], class_ids=['100000001', '8']))
     assert "object 1: error: found '7' as Class_ID, expected one of 100000001, 8" in found
+
+
+@pytest.mark.parametrize('check', [check_voc, check_hrsc])
+def test_a_folder_in_place_of_an_xml_file(tmp_path: Path, check: Callable) -> None:
+    (tmp_path / 'a.xml').mkdir()
+    found = messages(check(tmp_path, tmp_path, ['a', 'b']))
+    assert found[0].startswith(f'{tmp_path}/a.xml: error: cannot be read (Is a directory); reading')
+    assert found[1].startswith(f'{tmp_path}/b.xml: error: is missing')
 
 
 def test_missing_xml_files_and_images(tmp_path: Path) -> None:

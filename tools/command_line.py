@@ -3,6 +3,18 @@
 import argparse
 
 
+def random_seed(text: str) -> int:
+    """A number that random generators can begin with.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f'found {value}, expected 0 to {2**32 - 1}')
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1.
 

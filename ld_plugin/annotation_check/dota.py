@@ -86,7 +86,15 @@ def _check_file(
     except UnicodeDecodeError as error:
         report.error(file, f'found bytes that are no UTF-8 text ({error})')
         return
+    except OSError as error:
+        report.error(file, f'cannot be read ({error.strerror}); reading the data set stops at it')
+        return
     size = None
+    if image is not None:
+        try:
+            size = _size(image)
+        except OSError:
+            report.error(image, 'found no image that can be read; what reads it stops at it')
     for number, line in enumerate(lines, start=1):
         if raw and (not line.strip() or line.startswith(HEADERS)):
             continue
@@ -96,15 +104,7 @@ def _check_file(
             report.error(place, problem)
         if len(fields := line.split()) == NUM_COORDINATES + 2:
             report.objects[fields[NUM_COORDINATES]] += 1
-        if problem or image is None:
-            continue
-        try:
-            size = size or _size(image)
-        except OSError:
-            report.error(image, 'found no image that can be read; training stops at it')
-            image = None
-            continue
-        if _is_outside(_quadrilateral(line), size):
+        if not problem and size is not None and _is_outside(_quadrilateral(line), size):
             report.error(
                 place,
                 f'the quadrilateral lies outside of its image of {size[0]} x {size[1]} pixels; '

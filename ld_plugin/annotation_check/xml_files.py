@@ -93,6 +93,9 @@ def _parsed(
             yield file, ET.parse(file).getroot()
         except FileNotFoundError:
             report.error(file, 'is missing; reading the data set stops at it')
+        except OSError as error:
+            what = f'cannot be read ({error.strerror})'
+            report.error(file, f'{what}; reading the data set stops at it')
         except ET.ParseError as error:
             line, column = error.position
             reason = str(error).split(':')[0]

@@ -370,8 +370,9 @@ def rescaled(outputs: DenseOutputs, scale: float) -> DenseOutputs:
         return outputs.priors / box_scale(outputs.priors, scale)
 
     def in_original_pixels(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        factor = box_scale(priors, scale)
-        return decode(rows, priors * factor, strides * scale) / factor
+        # horizontal priors may have rotated boxes
+        boxes = decode(rows, priors * box_scale(priors, scale), strides * scale)
+        return boxes / box_scale(boxes, scale)
 
     return replace(
         outputs,

@@ -9,8 +9,10 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .kept_inputs import kept_inputs
 
 
@@ -37,6 +39,9 @@ class HeadRecorder:
             in place, lists of anchors for example.
         entered: By the watched modules' name, what is kept of what entered them, in the order of
             calls.
+
+    Raises:
+        ConfigError: What enters a watched module has no gradient, though one is wanted.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class HeadRecorder:
         self.entered: dict[Hashable, list[Any]] = defaultdict(list)
 
     def __enter__(self) -> 'HeadRecorder':
+        self._expects_gradients = torch.is_grad_enabled()
         with ExitStack() as stack:
             hook = self.head.register_forward_hook(self._record_forward)
             stack.callback(hook.remove)
@@ -93,6 +99,12 @@ class HeadRecorder:
         self.inputs, self.outs = args[0], outs
 
     def _record_input(self, name: Hashable, module: nn.Module, args: tuple) -> None:
+        if self._expects_gradients and not torch.is_grad_enabled():
+            raise ConfigError(
+                'activation_checkpointing: found a module inside the head whose features a '
+                'distiller reads. They have no gradient there, as mmengine computes what it names '
+                'without one at first. Leave it out.'
+            )
         self.entered[name].append(self.kept(args[0]))
 
     def kept(self, entered: Tensor) -> Any:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shlex
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,7 @@ def _how_to_get(trained_by: Any) -> str:
     if package not in ('', OWN_PACKAGE):
         return f"Correct the path, or set it to 'auto' for the one that {package} publishes."
     if config:
-        return f'Train it: mim train mmdet-ld-plugin {config}'
+        return f'Train it: mim train mmdet-ld-plugin {shlex.quote(config)}'
     return 'Correct the path.'
 
 

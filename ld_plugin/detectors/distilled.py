@@ -11,6 +11,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from ..dense import (
+    DenseOutputs,
     DenseReader,
     DistillationContext,
     HeadRecorder,
@@ -177,11 +178,10 @@ class DistilledDetector:
         with HeadRecorder(reader.head, reader.recorded_methods, watched) as record:
             losses = super().loss(batch_inputs, batch_data_samples)
         teacher.check_finite()  # here, where the stock loss has waited for the device anyway
+        outputs = reader.read(record.outs, record.inputs)
+        _check_gradient(reader.head, outputs)
         context = self._match.context(
-            student=replace(
-                reader.read(record.outs, record.inputs),
-                head_features=reader.head_features(record, layers),
-            ),
+            student=replace(outputs, head_features=reader.head_features(record, layers)),
             teacher=teacher.outputs,
             assignment=reader.assignment(record),
             gt_bboxes=[plain(s.gt_instances.bboxes) for s in batch_data_samples],
@@ -213,8 +213,8 @@ class DistilledDetector:
         for name in own_losses:
             if name in self.distillers:
                 raise ConfigError(
-                    f'model.distillers.{name}: the head {self.reader.spec.name} has a loss named '
-                    f"'loss_{name}' of its own. Choose another key."
+                    f"model.distillers.{name}: the student has a loss named 'loss_{name}' of its "
+                    'own. Choose another key.'
                 )
 
     def _check_priors(self) -> None:
@@ -264,6 +264,18 @@ class DistilledDetector:
                 shared, 'that both models know', f'model.distillers.{name}'
             )
         self._match.classes = match
+
+
+def _check_gradient(head: nn.Module, outputs: DenseOutputs) -> None:
+    """Refuse what would train by the losses of features alone, where stock training would stop."""
+    maps = *outputs.class_maps, *outputs.box_maps
+    is_trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if is_trained and not any(level.requires_grad for level in maps):
+        raise ConfigError(
+            f'activation_checkpointing: what {type(head).__name__} predicts has no gradient, as '
+            'where this names the head: mmengine computes none from a list of features. Leave it '
+            'out.'
+        )
 
 
 def _check_sizes(context: DistillationContext) -> None:

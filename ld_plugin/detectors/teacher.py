@@ -185,10 +185,10 @@ class FrozenTeacher:
         options = {key: cfg[key] for key in _OPTIONS if key in cfg}
         given = cfg.get('classes')
         teacher = cls(model, classes=given or named, **options)
-        if given is not None:
-            teacher.check_names('model.teacher.classes')
-        elif named and (teacher._roi_reader or not teacher.is_two_stage):
-            teacher.check_names(f'model.teacher.checkpoint: {checkpoint}')
+        # of a second stage that cannot be read the number is not known
+        if teacher.classes and (teacher._roi_reader or not teacher.is_two_stage):
+            source = f'checkpoint: {checkpoint}' if given is None else 'classes'
+            teacher.check_names(f'model.teacher.{source}')
         return teacher
 
     @property

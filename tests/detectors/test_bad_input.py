@@ -387,7 +387,7 @@ def test_option_of_another_detector() -> None:
 @pytest.mark.parametrize('name', ['cls', 'bbox', 'dfl'])
 def test_key_that_would_replace_a_stock_loss(name: str) -> None:
     found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))
-    assert found.startswith(f'model.distillers.{name}: the head GFLHead has a loss named ')
+    assert found.startswith(f'model.distillers.{name}: the student has a loss named ')
     assert found.endswith('Choose another key.')
 
 
@@ -399,9 +399,7 @@ def test_key_that_would_replace_a_stock_loss_which_no_attribute_names(
     teacher = dict(config=dict(model=tiny(family)), checkpoint=None)
     model = build(tiny_distilled(teacher, {name: distiller}, tiny(family)))
     found = message(lambda: losses(model, batch()))
-    assert found.startswith(
-        f"model.distillers.{name}: the head {model.spec.name} has a loss named '"
-    )
+    assert found.startswith(f"model.distillers.{name}: the student has a loss named '")
     assert found.endswith('Choose another key.')
 
 

@@ -262,6 +262,8 @@ def test_missing_file_comes_with_the_command_that_makes_it(tmp_path: Path) -> No
         f"model.teacher.checkpoint: there is no file '{tmp_path}/nothing.pth'"
     )
     assert message.endswith('Train it: mim train mmdet-ld-plugin bccd/gfl_r34_fpn_36e_bccd.py')
+    with pytest.raises(ConfigError, match=r"mim train mmdet-ld-plugin 'my configs/a\.py'$"):
+        load_checkpoint_file(tmp_path / 'nothing.pth', trained_by='my configs/a.py')
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner._flexible_runner import FlexibleRunner
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
 from ld_plugin.distillers.schedules import (
@@ -19,6 +20,7 @@ from ld_plugin.distillers.schedules import (
     LinearDecaySchedule,
     LinearWarmupSchedule,
 )
+from ld_plugin.errors import ConfigError
 from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, rm_pfi
 from ld_plugin.runner import DistillationRunner
 from tests.families import tiny
@@ -42,6 +44,7 @@ EVERYTHING = dict(
 # CPU, bfloat16, 3 x 3, stride 2) reads uninitialised memory in its backward pass
 LARGE = [(128, 128), (128, 160)]
 KEYS = [f'loss_{name}' for name in EVERYTHING]
+CROSS = dict(crosskd=crosskd['crosskd'] | dict(layer=1))
 
 
 def distilled(seed: int = 0, **schedules: dict) -> nn.Module:
@@ -142,6 +145,36 @@ def test_amp_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.tensor(list(step.values())).isfinite().all() for step in recorder.losses)
     assert recorder.losses[-1]['loss'] < recorder.losses[0]['loss']
     assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ('distillers', 'modules', 'message'),
+    [
+        (CROSS, ['bbox_head.cls_convs.0'], 'found a module inside the head whose features'),
+        (fitnet, ['bbox_head'], 'what GFLHead predicts has no gradient'),
+    ],
+)
+def test_modules_that_cannot_be_checkpointed(
+    distillers: dict, modules: list[str], message: str
+) -> None:
+    """As mmengine does it, they pass no gradient on, without which CrossKD taught nothing."""
+    model = build(tiny_distilled(distillers=distillers))
+    turn_on_activation_checkpointing(model, modules)
+    with pytest.raises(ConfigError, match=rf'^activation_checkpointing: {message}'):
+        losses(model, batch(LARGE))
+    with torch.no_grad():
+        losses(model, batch(LARGE))
+
+
+def test_checkpointed_stages_give_the_same_gradients() -> None:
+    gradients = []
+    for modules in ([], ['backbone.layer3', 'neck.fpn_convs.0.conv']):
+        model = build(tiny_distilled(distillers=CROSS | ld_full))
+        turn_on_activation_checkpointing(model, modules)
+        sum(losses(model, batch(LARGE))[f'loss_{name}'] for name in CROSS | ld_full).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair)
 
 
 def test_ema_hook_shares_the_teacher_and_averages_the_student(tmp_path: Path) -> None:

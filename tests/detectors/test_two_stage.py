@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ld_plugin.dense import DistillationContext
 from ld_plugin.dense.rois import RoIStage
+from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
 from ld_plugin.errors import ConfigError, NonFiniteTeacherError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
@@ -675,6 +676,17 @@ def test_classes_with_an_objectness_of_their_own_are_refused() -> None:
         model.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=3)
     with pytest.raises(ConfigError, match='makes no softmax over the classes and background'):
         build(distilled(student, teacher, ROI))
+
+
+def test_names_of_classes_that_no_reader_counts() -> None:
+    """The only number that is known is that of the RPN, which has one class."""
+    cfg = dict(checkpoint=None, classes=('a', 'b', 'c'))
+    teacher = FrozenTeacher.from_config(dict(config=dict(model=other_roi_head()), **cfg))
+    assert teacher.classes == ('a', 'b', 'c')
+    with pytest.raises(
+        ConfigError, match=r'^model\.teacher\.classes: found 3 names, .* expected 5'
+    ):
+        FrozenTeacher.from_config(dict(config=dict(model=tiny('faster_rcnn', 5)), **cfg))
 
 
 def test_proposals_do_not_ask_for_equal_anchors() -> None:

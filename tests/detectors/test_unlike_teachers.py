@@ -1,6 +1,7 @@
 """Teachers with other classes, levels or image scales: the right numbers meet."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ld_plugin import ConfigError
 from ld_plugin.dense import ClassMatch, DistillationContext, TeacherMatch
-from ld_plugin.dense.matching import take_levels
+from ld_plugin.dense.boxes import upright
+from ld_plugin.dense.matching import rescaled, take_levels
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import build_distillers
@@ -341,6 +343,19 @@ def test_images_are_enlarged_for_the_teacher(scale: float, strides: list[int]) -
     torch.testing.assert_close(context.teacher.features[level], outputs.features[own])
     for name in ld_full:
         assert losses(model, data)[f'loss_{name}'].isfinite()
+
+
+def test_rotated_boxes_of_horizontal_priors_are_rescaled() -> None:
+    """As of a coder that gives anchors without an angle one."""
+
+    def decode(rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        return upright(priors) + rows[:, :1] * Tensor([0, 0, 0, 0, 1])
+
+    outputs = rescaled(replace(context().teacher, decoder=decode), 2)
+    rows, priors = torch.rand(3, 4), Tensor([[4, 2, 12, 8]]).expand(3, 4)
+    boxes = outputs.decoder(rows, priors, torch.ones(3, 1))
+    assert torch.equal(boxes[:, :4], Tensor([[8, 5, 8, 6]]).expand(3, 4))
+    assert torch.equal(boxes[:, 4], rows[:, 0])
 
 
 @pytest.mark.parametrize('family', ['rtmdet', 'yolox'])
