@@ -132,7 +132,8 @@ class DistilledDetector:
 
         Raises:
             ConfigError: A distiller's loss has the name of a stock one, or what only data show does
-                not fit: class names, sizes of levels.
+                not fit: class names, sizes of levels, a head whose predictions have no gradient
+                though it is trained.
             NonFiniteTeacherError: The teacher's output cannot be learned from.
         """
         losses, context = self.observe(batch_inputs, batch_data_samples)
@@ -158,7 +159,8 @@ class DistilledDetector:
             batch_data_samples: Ground truth and meta information of every image.
 
         Raises:
-            ConfigError: What only data show does not fit: class names, sizes of levels.
+            ConfigError: What only data show does not fit: class names, sizes of levels, a head
+                whose predictions have no gradient though it is trained.
             NonFiniteTeacherError: The teacher's output cannot be learned from.
         """
         losses, context, _ = self._observe_dense(batch_inputs, batch_data_samples)
