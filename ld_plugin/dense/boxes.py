@@ -15,9 +15,9 @@ from torch import Tensor
 #: what an area is taken for if it is smaller, in square pixels
 _SMALLEST_AREA = 1e-6
 #: sine of the angle between sides that count as parallel
-_PARALLEL = 1e-4
-#: of the sides: how far outside a corner counts as lying on the other box
-_TOLERANCE = 1e-5
+_PARALLEL = 1e-6
+#: of the longer side, which rounding goes with: how far outside a corner counts as lying on a box
+_TOLERANCE = 1e-6
 
 
 def plain(boxes: BaseBoxes | Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     """Which points (K, 4, 2) lie in or on their rotated box (K, 5): (K, 4) bool."""
     x, y = (points - boxes[:, None, :2]).unbind(-1)
     cos, sin = boxes[:, 4:].cos(), boxes[:, 4:].sin()
-    half = boxes[:, 2:4] * (0.5 + _TOLERANCE)
+    half = boxes[:, 2:4] / 2 + _TOLERANCE * boxes[:, 2:4].amax(1, keepdim=True)
     along, across = x * cos + y * sin, y * cos - x * sin
     return (along.abs() <= half[:, :1]) & (across.abs() <= half[:, 1:])
 

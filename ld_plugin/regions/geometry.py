@@ -123,7 +123,8 @@ def atss_thresholds(
         num_level_priors: Priors of every level.
         valid: (P,) or (N, P) bool, False for priors to leave out; all of one image count if None.
         topk: Candidates per level, those with the nearest centre (of equally near ones, those that
-            come first), or all where there are fewer.
+            come first, where rounding does not make another of a cell's anchors the nearer one),
+            or all where there are fewer.
         image: (G,), the image of every ground truth, if there are several.
 
     Returns:

@@ -24,8 +24,8 @@ class GTCellsRegion(Region):
         levels: ``'size'`` puts every ground truth on one level by its size, as published;
             ``'assigner'`` on those where the student's assigner gave it positives.
         finest_scale: For ``'size'``: ground truths of up to twice that side, in pixels, go on the
-            finest level; if None, 14 times that level's stride, which is FPN's rule and the
-            published 56 at stride 4.
+            finest level that both models have; if None, 14 times that level's stride, which is
+            FPN's rule and the published 56 at stride 4.
 
     Raises:
         ConfigError: A value out of its range.

@@ -65,6 +65,37 @@ def test_elongated_boxes() -> None:
     torch.testing.assert_close(overlaps(needles, others), exact.float(), atol=2e-2, rtol=0)
 
 
+def needles() -> Tensor:
+    """About a thousand times as long as they are wide, (K, 5)."""
+    return random_boxes() * torch.tensor([1, 1, 1, 0, 1]) + torch.tensor([0, 0, 400, 0.4, 0])
+
+
+@pytest.mark.parametrize('part', [0.25, 0.5, 0.75])
+def test_needles_shifted_along_their_length(part: float) -> None:
+    boxes = needles()
+    along = torch.stack([boxes[:, 4].cos(), boxes[:, 4].sin()], dim=1)
+    others = torch.cat([boxes[:, :2] + part * boxes[:, 2:3] * along, boxes[:, 2:]], dim=1)
+    expected = torch.full((len(boxes),), (1 - part) / (1 + part))
+    torch.testing.assert_close(overlaps(boxes, others), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('angle', [1e-5, 5e-5, 1e-4])
+def test_almost_parallel_needles(angle: float) -> None:
+    """A ten thousandth of a radian is a twentieth of a pixel at their ends."""
+    boxes = needles()
+    others = boxes + torch.tensor([0, 0, 0, 0, angle])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = boxes.to(dtype).requires_grad_()
+        value = overlaps(leaf, others.to(dtype))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        found.append((value.double(), gradient.double()))
+    (value, gradient), (exact, exact_gradient) = found
+    torch.testing.assert_close(value, exact, atol=1e-3, rtol=0)
+    # of the angle, which matters most
+    torch.testing.assert_close(gradient[:, 4], exact_gradient[:, 4], rtol=0.01, atol=0.1)
+
+
 def test_gradient_of_overlaps() -> None:
     boxes, others = random_boxes(30).double().requires_grad_(), random_boxes(30).double()
     assert torch.autograd.gradcheck(lambda x: overlaps(x, others), boxes)
