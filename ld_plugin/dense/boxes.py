@@ -21,13 +21,13 @@ _TOLERANCE = 1e-6
 
 
 def plain(boxes: BaseBoxes | Tensor) -> Tensor:
-    """Ground truth as numbers (G, E).
+    """Ground truth as float32 numbers (G, E), whatever a data set's pipeline made of it.
 
     Quadrilaterals, which Gliding Vertex learns, become the smallest rotated boxes around them.
     """
     if boxes.shape[-1] == 8:
         boxes = boxes.convert_to('rbox')
-    return get_box_tensor(boxes)
+    return get_box_tensor(boxes).float()
 
 
 def is_rotated(boxes: Tensor) -> bool:

@@ -75,6 +75,8 @@ class DistilledDetector:
         self.teacher.head_layers = frozenset().union(
             *(distiller.head_layers for distiller in self.distillers.values())
         )
+        if self._compares_classes:
+            self.teacher.check_names()
         if self.teacher.class_map is not None and not self._compares_classes:
             warnings.warn(
                 'model.teacher.class_map: has no effect, as no distiller compares classes.',
@@ -174,7 +176,7 @@ class DistilledDetector:
             meta = MessageHub.get_current_instance().get_info('dataset_meta')
             self.match_classes(classes_of(meta) or self._student_classes or None)
             self._knows_data_set = True
-        teacher = self.teacher(batch_inputs, [s.img_shape for s in batch_data_samples])
+        teacher = self.teacher(batch_inputs, [s.img_shape[:2] for s in batch_data_samples])
         reader, layers = self.reader, self.teacher.head_layers
         watched = reader.watched(layers)
         with HeadRecorder(reader.head, reader.recorded_methods, watched) as record:

@@ -81,11 +81,20 @@ def _check_scope(config: Config, where: str) -> None:
 def _read_path(path: str | Path) -> Config:
     try:
         return read_file(path)
+    except ImportError as error:
+        raise _missing_import(path, error) from error
     except (OSError, SyntaxError) as error:
         raise ConfigError(
             f'{_KEY}: {str(path)!r} cannot be read as a config: {error}. Correct it, or give '
             'another.'
         ) from error
+
+
+def _missing_import(config: str | Path, error: ImportError) -> ConfigError:
+    return ConfigError(
+        f'{_KEY}: {str(config)!r} needs what cannot be imported: {error}. Install it, or choose '
+        'another teacher.'
+    )
 
 
 def student_model(config: Config) -> ConfigDict:
@@ -145,7 +154,9 @@ def _read_packaged(name: str) -> Config:
     _check_installed(name)
     try:
         return get_config(name)
-    except (FileNotFoundError, ImportError, KeyError, AssertionError, ValueError) as error:
+    except ImportError as error:
+        raise _missing_import(name, error) from error
+    except (FileNotFoundError, KeyError, AssertionError, ValueError) as error:
         raise ConfigError(
             f'{_KEY}: found {name!r}, which mmengine does not find among the configs of the '
             f'installed {package}: {error}. Correct the name, or give a path.'

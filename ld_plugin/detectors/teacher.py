@@ -139,6 +139,7 @@ class FrozenTeacher:
                 'single-stage detector (bbox_head), or one of two stages (rpn_head, roi_head).'
             )
         self.classes = classes
+        self._source_of_names = 'model.teacher.classes'
         self.image_scale = image_scale
         self.class_map = class_map
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
@@ -185,10 +186,10 @@ class FrozenTeacher:
         options = {key: cfg[key] for key in _OPTIONS if key in cfg}
         given = cfg.get('classes')
         teacher = cls(model, classes=given or named, **options)
-        # of a second stage that cannot be read the number is not known
-        if teacher.classes and (teacher._roi_reader or not teacher.is_two_stage):
-            source = f'checkpoint: {checkpoint}' if given is None else 'classes'
-            teacher.check_names(f'model.teacher.{source}')
+        if given is None:  # checked where they matter
+            teacher._source_of_names = f'model.teacher.checkpoint: {checkpoint}'
+        else:
+            teacher.check_names()
         return teacher
 
     @property
@@ -202,15 +203,16 @@ class FrozenTeacher:
         """C, of the second stage if it has one that can be read."""
         return (self._roi_reader or self._reader).spec.num_classes
 
-    def check_names(self, source: str) -> None:
+    def check_names(self) -> None:
         """Raise :class:`ConfigError` if it has more or fewer classes than names.
 
-        Args:
-            source: Where the names are from, for the message.
+        Of a second stage that cannot be read the number is not known.
         """
-        if len(self.classes) != self.num_classes:
+        is_known = self._roi_reader or not self.is_two_stage
+        count = len(self.classes or ())
+        if count and is_known and count != self.num_classes:
             raise ConfigError(
-                f'{source}: found {len(self.classes)} names, {tuple(self.classes)}, expected '
+                f'{self._source_of_names}: found {count} names, {tuple(self.classes)}, expected '
                 f"{self.num_classes}, one for each class of the teacher's head. Correct "
                 'num_classes in model.teacher.config, or name all in model.teacher.classes.'
             )
@@ -401,8 +403,8 @@ class FrozenTeacher:
         except RuntimeError as error:
             stride = max(map(max, self._reader.spec.strides))
             height, width = images.shape[-2:]
-            doubles_levels = any(isinstance(m, nn.Upsample) for m in self._model.modules())
-            if not doubles_levels or height % stride == width % stride == 0:
+            # levels to be added or joined, one of which is not half of the other
+            if 'must match' not in str(error) or height % stride == width % stride == 0:
                 raise
             raise ConfigError(
                 f'model.data_preprocessor.pad_size_divisor: the teacher gets images of {height} x '
@@ -485,7 +487,16 @@ def _build(model_cfg: Mapping[str, Any]) -> nn.Module:
     except ConfigError as error:  # of one of the plugin's own heads
         raise ConfigError(f'model.teacher.config: {error}') from error
     # as of a misspelt name or argument, which stand in the student's config as well
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        ImportError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ConfigError(
             f'model.teacher.config: its model cannot be built ({type(error).__name__}: {error}). '
             "Correct it. A dict of MMRotate's models needs default_scope='mmrotate' beside model; "

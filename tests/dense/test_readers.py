@@ -97,6 +97,23 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert 'matched_gts' in spec.extras
 
 
+@pytest.mark.parametrize(
+    'generator',
+    [
+        dict(center_offset=0.5),
+        dict(centers=[(s / 2, s / 2) for s in (8, 16, 32, 64, 128)]),
+        dict(center_offset=0.125, octave_base_scale=2, base_sizes=[32, 64, 128, 256, 512]),
+    ],
+    ids=['in strides', 'in pixels', 'in anchors'],
+)
+def test_centres_of_anchors_are_known_however_they_are_said(generator: dict) -> None:
+    """Distributions count from there, so these heads' mean the same."""
+    stock = tiny('gfl').bbox_head.anchor_generator
+    reader = get_reader(build_head('gfl', anchor_generator=stock | generator))
+    assert reader.spec.centre_offset == 0.5
+    assert torch.equal(reader.priors([(1, 1)] * 5, 'cpu')[0, :2], torch.full((2,), 4.0 - 32))
+
+
 def test_heads_with_distributions_are_listed(head: BaseDenseHead) -> None:
     reader = get_reader(head)
     assert reader.has_distributions == (reader.spec.num_bins is not None)

@@ -22,7 +22,7 @@ from ld_plugin.dense.readers import base as readers
 from ld_plugin.distillers import ClassificationDistiller, build_distillers
 from ld_plugin.distillers.schedules import ConstantSchedule
 from ld_plugin.launch import build_runner
-from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main
+from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main, pkd
 from tests.families import ROTATED, tiny
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
 
@@ -540,6 +540,15 @@ def test_rotated_teacher_without_its_scope() -> None:
     assert "needs default_scope='mmrotate'" in message(lambda: build(tiny_distilled(teacher)))
 
 
+def test_teacher_that_imports_what_is_not_installed(tmp_path: Path) -> None:
+    config = tmp_path / 'teacher.py'
+    config.write_text("custom_imports = dict(imports=['not_installed'])\nmodel = dict()\n")
+    teacher = dict(config=str(config), checkpoint=None)
+    found = message(lambda: build(tiny_distilled(teacher)))
+    assert found.startswith(f"model.teacher.config: '{config}' needs what cannot be imported: ")
+    assert 'not_installed' in found
+
+
 @pytest.mark.parametrize('checkpoint', [None, 'auto'])
 def test_missing_package_is_said_and_not_installed(
     checkpoint: Any, monkeypatch: pytest.MonkeyPatch
@@ -829,6 +838,8 @@ def test_other_number_of_names_in_the_checkpoint(names: tuple, tmp_path: Path) -
     )
     named = dict(teacher, classes=('circle', 'square', 'star'))
     assert build(tiny_distilled(named, ld_main)).teacher.classes == ('circle', 'square', 'star')
+    # features have no names, whatever a head was trained on
+    assert losses(build(tiny_distilled(teacher, pkd)), batch())['loss_pkd'] > 0
 
 
 def teacher_named(*classes: str) -> dict:

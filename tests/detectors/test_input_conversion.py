@@ -105,3 +105,15 @@ def test_teacher_of_a_distilled_model_sees_its_own_normalisation(inside: bool) -
     torch.testing.assert_close(
         seen[0], preprocessed(**PREPROCESSORS['caffe']), rtol=2e-5, atol=2e-4
     )
+
+
+def test_shapes_of_three_numbers() -> None:
+    """As transforms of MMDetection 2 write them."""
+    teacher = dict(model=tiny_gfl())
+    teacher['model'].data_preprocessor.pad_value = 7
+    model = build(tiny_distilled(dict(config=teacher, checkpoint=None), ld_main))
+    data = batch(((64, 64), (48, 64)))
+    expected = distillation_loss(model, data)
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(img_shape=(*sample.img_shape, 3)))
+    assert torch.equal(distillation_loss(model, data), expected)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine import ConfigDict
+from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
@@ -371,6 +372,19 @@ def test_images_that_the_teachers_neck_cannot_take(family: str) -> None:
     assert losses(model, data)['loss_pkd'] > 0
 
 
+def test_images_that_a_feature_pyramid_grid_cannot_take() -> None:
+    """It enlarges a level by two and adds the next, by no module of its own."""
+    model = tiny_gfl()
+    neck = get_config('mmdet::fpg/retinanet_r50_fpg-chn128_crop640_50e_coco.py').model.neck
+    neck.update(in_channels=model.neck.in_channels, out_channels=32, inter_channels=32)
+    teacher = dict(config=dict(model=model | dict(neck=neck)), checkpoint=None)
+    student = tiny_distilled(teacher, pkd)
+    with pytest.raises(ConfigError, match=r'96 x 160 pixels, .* stride, 128, .* Expected 128,'):
+        losses(build(student), batch([(96, 160)], [1]))
+    student.data_preprocessor.pad_size_divisor = 128
+    assert losses(build(student), batch([(96, 160)], [1]))['loss_pkd'] > 0
+
+
 @pytest.mark.parametrize(('family', 'size'), [('gfl', 96), ('rtmdet', 64)])
 def test_other_errors_of_the_teacher_are_not_taken_for_its_images_size(
     family: str, size: int, monkeypatch: pytest.MonkeyPatch
@@ -603,6 +617,50 @@ def test_levels_of_another_size_are_refused(recipe: dict) -> None:
         losses(model, batch(((160, 160), (160, 128))))
     assert 'stride 128 differ: student 2 x 2, teacher 1 x 1, expected' in str(caught.value)
     assert 'pad_size_divisor to the largest stride, 128,' in str(caught.value)
+
+
+def test_boxes_of_a_data_set_in_float64() -> None:
+    """Which FCOS's own losses take."""
+    student = tiny('distribution_fcos')
+    teacher = dict(config=dict(model=student), checkpoint=None)
+    model, data = build(tiny_distilled(teacher, ld_point, student)), batch()
+    expected = losses(model, data)
+    for sample in data['data_samples']:
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes.double()
+    found = losses(model, data)
+    for name in ld_point:
+        torch.testing.assert_close(found[f'loss_{name}'], expected[f'loss_{name}'])
+
+
+#: heads of the three finest levels
+_FINEST = dict(strides=[8, 16, 32])
+CUT = {
+    'gfl': lambda: dict(anchor_generator=tiny_gfl().bbox_head.anchor_generator | _FINEST),
+    'fcos': lambda: _FINEST | dict(regress_ranges=((-1, 64), (64, 128), (128, 1e8))),
+}
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        pkd,
+        imitation_gi,
+        defeat,
+        bckd,
+        *(dict(cross=dict(type='CrossHeadDistiller', layer=layer)) for layer in (0, 1)),
+    ],
+    ids=lambda x: '+'.join(x),
+)
+@pytest.mark.parametrize('family', list(CUT))
+def test_levels_that_the_head_does_not_look_at(family: str, recipe: dict, tmp_path: Path) -> None:
+    """Stock heads leave out what a neck has beyond their strides."""
+    model = tiny(family, **CUT[family]())
+    teacher = dict(config=dict(model=model), checkpoint=save(build(model, seed=1), tmp_path / 't'))
+    student = build(tiny_distilled(teacher, recipe, model))
+    model.neck.num_outs = 3
+    same = build(tiny_distilled(teacher, recipe, model))
+    same.load_state_dict(student.state_dict(), strict=False)
+    torch.testing.assert_close(losses(student, batch()), losses(same, batch()))
 
 
 def test_padding_to_whole_cells_makes_levels_of_one_size() -> None:

@@ -161,13 +161,16 @@ class DenseReader(ABC):
 
         Args:
             outs: What the head's forward returned; None if it did not run, for the features alone.
-            features: The neck's levels; may be empty if the head ran.
+            features: The neck's levels; may be empty if the head ran. Those that the head does not
+                look at, after its own, are left out.
         """
+        spec = self.spec
         class_maps, box_maps = ((), ()) if outs is None else self.maps(outs)
+        features = features[: len(spec.strides)]
         levels = class_maps or features
         sizes = [level.shape[-2:] for level in levels]
         return DenseOutputs(
-            spec=self.spec,
+            spec=spec,
             class_maps=class_maps,
             box_maps=box_maps,
             features=features,
@@ -270,7 +273,7 @@ class DenseReader(ABC):
 
         def kept(layer: int, tower: Tower) -> list[Any]:
             if layer == 0:
-                return [record.kept(level) for level in record.inputs]
+                return [record.kept(level) for level in record.inputs[: len(self.spec.strides)]]
             return record.entered[layer, tower.name]
 
         return {layer: HeadFeatures(*(kept(layer, t) for t in self.towers)) for layer in layers}
@@ -351,8 +354,16 @@ class DenseReader(ABC):
 
 
 def _centre_offset(generator: Any) -> float:
-    """As in :class:`HeadSpec`; generators of anchors and of points call it differently."""
-    return float(getattr(generator, 'center_offset', getattr(generator, 'offset', 0.0)))
+    """As in :class:`HeadSpec`, of the first level; generators of anchors have three ways to say it.
+
+    In plain numbers, because to ask the anchors themselves is to wait for their device.
+    """
+    if not hasattr(generator, 'base_sizes'):  # of points
+        return float(getattr(generator, 'offset', 0.0))
+    x = generator.center_offset * generator.base_sizes[0]
+    if generator.centers is not None:
+        x = generator.centers[0][0]
+    return float(x / generator.strides[0][0])
 
 
 def by_image(levels: Sequence[Tensor], num_images: int) -> Tensor:
