@@ -51,6 +51,13 @@ def load_config(args: Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config names in `runner_type`, else a DistillationRunner."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else DistillationRunner.from_cfg(cfg)
+def build_runner(cfg: Config, default: type[Runner] = DistillationRunner) -> Runner:
+    """Build the runner that the config names in `runner_type`.
+
+    Args:
+        cfg: A whole config.
+        default: What to build where it names none, or the plugin's.
+    """
+    if cfg.get('runner_type', 'DistillationRunner') in ('DistillationRunner', DistillationRunner):
+        return default.from_cfg(cfg)
+    return RUNNERS.build(cfg)

@@ -1,7 +1,7 @@
 """mmengine's runner, with what it cannot know of distillation."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
@@ -21,6 +21,9 @@ class DistillationRunner(Runner):
     the names.
     """
 
+    #: what the config that it ran is written as, in its work folder
+    config_file: ClassVar[str] = 'config.py'
+
     def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
         """As mmengine's; then pair the classes of a distilled detector with its teacher's.
 
@@ -34,10 +37,16 @@ class DistillationRunner(Runner):
 
     @master_only
     def dump_config(self) -> None:
-        """Write the config that it ran as ``config.py``, not under the name of the config file.
+        """Write the config that it ran, not under the name of the config file.
 
         In an editable install MIM looks for a config's name in the whole source tree, work folders
         included, and refuses a name found twice: a copy of that name would make every second
         ``mim train mmdet-ld-plugin NAME`` fail.
         """
-        self.cfg.dump(Path(self.work_dir, 'config.py'))
+        self.cfg.dump(Path(self.work_dir, self.config_file))
+
+
+class EvaluationRunner(DistillationRunner):
+    """Of a student alone, in the work folder of its training, whose config stays as it was."""
+
+    config_file = 'test_config.py'

@@ -186,7 +186,8 @@ def coco_content() -> dict[str, list[dict[str, Any]]]:
     return dict(
         images=[dict(id=1, file_name='a.jpg', width=64, height=48)],
         annotations=[
-            dict(id=7, image_id=1, category_id=i, bbox=[1, 2, 30, 20], area=600) for i in (1, 2)
+            dict(id=7, image_id=1, category_id=i, bbox=[1, 2, 30, 20], area=600, iscrowd=0)
+            for i in (1, 2)
         ],
         categories=[dict(id=1, name='plane'), dict(id=2, name='small-vehicle')],
     )
@@ -204,6 +205,27 @@ def test_good_coco_file(tmp_path: Path) -> None:
     report = coco(tmp_path, lambda content: None)
     assert report.problems == []
     assert str(report) == '1 images, 2 objects: plane 1, small-vehicle 1'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda c: [annotation.pop('iscrowd') for annotation in c['annotations']],
+            'a.json, annotation 7: warning: found no iscrowd, here and in 2 annotations altogether',
+        ),
+        (
+            lambda c: c['annotations'][1].update(id=0),
+            'a.json, annotation 0: warning: evaluation on this file takes the object with this id',
+        ),
+        (lambda c: c['annotations'].clear(), 'a.json: warning: found no object; where images'),
+    ],
+)
+def test_what_only_evaluation_or_filters_mind_in_coco_files(
+    change: Callable, message: str, tmp_path: Path
+) -> None:
+    (found,) = coco(tmp_path, change).problems
+    assert message in str(found)
 
 
 @pytest.mark.parametrize(

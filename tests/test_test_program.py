@@ -100,3 +100,17 @@ def test_augmentation(predictions: Callable, tmp_path: Path) -> None:
 def test_augmentation_that_the_config_does_not_tell(predictions: Callable) -> None:
     with pytest.raises(KeyError, match='tta_model: not in the config, but --tta needs it'):
         predictions(DISTILLED, '--tta')
+
+
+def test_the_record_of_the_training_stays(
+    predictions: Callable, folder: Path, tmp_path: Path
+) -> None:
+    """Which is what a resumed training reads, in whose config `resume` is set."""
+    (folder / 'work').mkdir(exist_ok=True)
+    record, own = folder / 'work/config.py', folder / 'work/test_config.py'
+    record.write_text('# of the training')
+    config = tmp_path / 'resumed.py'
+    config.write_text(f"_base_ = '{DISTILLED}'\nresume = True\n")
+    assert len(predictions(config)) > 0
+    assert record.read_text() == '# of the training'
+    assert 'distillers' not in Config.fromfile(own).model

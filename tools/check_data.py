@@ -100,6 +100,7 @@ def find_config(name: str) -> Path:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal has no letters for
     errors = warnings = 0
     try:
         sources = find_sources(parse_args())

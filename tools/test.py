@@ -16,6 +16,7 @@ import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
 from ld_plugin.detectors.model_config import student_model
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
+from ld_plugin.runner import EvaluationRunner
 
 
 def parse_args() -> Namespace:
@@ -57,7 +58,7 @@ def augment(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     try:
@@ -68,7 +69,7 @@ def main() -> None:
     cfg.model = student_model(cfg)
     if args.tta:
         augment(cfg)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, EvaluationRunner)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
     runner.test()

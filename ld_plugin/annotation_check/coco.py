@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import Report, check_images_exist, check_left_out
+from .report import Report, check_has_objects, check_images_exist, check_left_out
 
 _ID, _TEXT, _NUMBER = (int, str), (str,), (int, float)
 #: what every row needs, and of which types
@@ -40,7 +40,8 @@ def check_coco(
     except UnicodeDecodeError as error:
         report.error(file, f'found bytes that are no UTF-8 text ({error})')
         return report
-    if isinstance(content, dict) and 'annotations' not in content:
+    is_unlabelled = isinstance(content, dict) and 'annotations' not in content
+    if is_unlabelled:
         report.warn(
             file, "has no 'annotations', as COCO's own test sets; nothing can be learnt from it"
         )
@@ -52,6 +53,9 @@ def check_coco(
         report.error(file, "found no 'images'; reading the data set stops at it")
     name_of = {category['id']: category['name'] for category in content['categories']}
     _check_annotations(report, file, content, name_of)
+    if not is_unlabelled:
+        check_has_objects(report, file)
+    _check_for_evaluation(report, file, content['annotations'])
     if classes is not None:
         _check_classes(report, file, list(name_of.values()), classes)
     names = [(f'{file}, image {image["id"]}', image['file_name']) for image in content['images']]
@@ -129,6 +133,24 @@ def _check_annotations(
             report.error(place, message)
         elif left_out := _left_out(annotation, size):
             report.warn(place, f'{left_out}: bbox {annotation["bbox"]}; it is left out')
+
+
+def _check_for_evaluation(
+    report: Report, file: Path, annotations: Sequence[Mapping[str, Any]]
+) -> None:
+    """What pycocotools, and nothing before it, minds."""
+    without = [annotation['id'] for annotation in annotations if 'iscrowd' not in annotation]
+    if without:
+        report.warn(
+            f'{file}, annotation {without[0]}',
+            f'found no iscrowd, here and in {len(without)} annotations altogether; evaluation on '
+            'this file, but not training, stops at it (KeyError): write 0',
+        )
+    if any(annotation['id'] == 0 for annotation in annotations):
+        report.warn(
+            f'{file}, annotation 0',
+            'evaluation on this file takes the object with this id for never found; count from 1',
+        )
 
 
 def _is_box(box: Any) -> bool:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .report import Report, check_images_exist, file_names, unknown_class
+from .report import Report, check_has_objects, check_images_exist, file_names, unknown_class
 
 NUM_COORDINATES = 8
 HEADERS = ('imagesource:', 'gsd:')
@@ -46,6 +46,7 @@ def check_dota(
     for file in files:
         _check_file(report, file, image_of.get(file.stem), classes, raw)
     report.num_images = len(files)
+    check_has_objects(report, annotations)
     missing = [(f, f'{f.stem}.{suffix}') for f in files if f.stem not in image_of]
     check_images_exist(report, images, missing, _WITHOUT_IMAGE[raw])
     for stem in sorted(set(image_of) - {file.stem for file in files}):

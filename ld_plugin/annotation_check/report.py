@@ -101,6 +101,16 @@ def check_left_out(
         )
 
 
+def check_has_objects(report: Report, place: object) -> None:
+    """Report images without a single object, unless what they have could not be read."""
+    if report.num_images and not report.objects and not report.problems:
+        report.warn(
+            place,
+            'found no object; where images without any are left out (filter_cfg.filter_empty_gt), '
+            'nothing is left, and reading the data set stops',
+        )
+
+
 def check_images_exist(
     report: Report, images: Path, names: Iterable[tuple[object, str]], consequence: str
 ) -> None:

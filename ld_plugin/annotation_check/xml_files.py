@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from .report import Report, check_images_exist, check_left_out
+from .report import Report, check_has_objects, check_images_exist, check_left_out
 
 _VOC_BOX = ('xmin', 'ymin', 'xmax', 'ymax')
 _HRSC_BOX = ('mbox_cx', 'mbox_cy', 'mbox_w', 'mbox_h', 'mbox_ang')
@@ -36,6 +36,7 @@ def check_voc(
     if classes is not None:
         others = {name: found for name, found in places.items() if name not in classes}
         check_left_out(report, others, classes, places)
+    check_has_objects(report, annotations)
     listed = [(annotations / f'{name}.xml', f'{name}.jpg') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
     return report
@@ -71,6 +72,7 @@ def check_hrsc(
                 report.warn(place, 'found a box without area, whose offsets are infinite')
             else:
                 _check_hrsc_place(report, place, root, thing)
+    check_has_objects(report, annotations)
     listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
     return report

@@ -1,5 +1,6 @@
 """Read a checkpoint safely, and load it completely or not at all."""
 
+import hashlib
 import os
 import pickle
 import re
@@ -44,9 +45,16 @@ def load_checkpoint_file(
     """
     is_url = '://' in str(checkpoint)
     path = Path(_download(str(checkpoint), key) if is_url else checkpoint).expanduser()
-    if not path.is_file():
+    if path.is_dir():
         raise ConfigError(
-            f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}). '
+            f'{key}: {str(path)!r} is a folder, expected a file, such as one of those in it: '
+            f'{_listed(path) or "none"}.'
+        )
+    if not path.is_file():
+        others = _listed(path.parent)
+        there = f'; in its folder there are {others}' if others else ''
+        raise ConfigError(
+            f'{key}: there is no file {str(path)!r} (looked in {Path.cwd()}){there}. '
             f'{_how_to_get(trained_by)}'
         )
     try:
@@ -135,6 +143,11 @@ def classes_of(dataset_meta: Any) -> Sequence[str] | None:
     return dataset_meta.get('classes') or dataset_meta.get('CLASSES')
 
 
+def _listed(folder: Path) -> str:
+    """The checkpoints in a folder, by name."""
+    return ', '.join(sorted(path.name for path in folder.glob('*.pth')))
+
+
 def _how_to_get(trained_by: Any) -> str:
     """What to do where the checkpoint of a teacher's config is missing."""
     name = trained_by if isinstance(trained_by, str) else ''
@@ -204,7 +217,7 @@ def _named(module: str, name: str, function: Callable) -> Callable:
 
 
 def _download(url: str, key: str) -> str:
-    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', _name_of(url))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # the first process alone, then those of other machines, whose folder may be another one
     for turn in (get_rank() == 0, get_rank() != 0):
@@ -212,6 +225,17 @@ def _download(url: str, key: str) -> str:
             _fetch(url, path, key)
         barrier()
     return path
+
+
+def _name_of(url: str) -> str:
+    """Of the copy: as published where that ends with a hash, else with one of the URL.
+
+    Every training has its epoch_12.pth.
+    """
+    name = Path(urlparse(url).path)
+    if re.search(r'-[0-9a-f]{8,}$', name.stem):
+        return name.name
+    return f'{name.stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
 
 
 def _fetch(url: str, path: str, key: str) -> None:

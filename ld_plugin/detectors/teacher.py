@@ -32,7 +32,8 @@ _OPTIONS = ('precision', 'image_scale', 'class_map')
 _NO_COMMON_CLASS = (
     'model.teacher.checkpoint: the teacher was trained on other classes than '
     'train_dataloader.dataset has: teacher {teacher}, student {student}. Choose another teacher, '
-    "or say which are the same: model.teacher.class_map = {{'student name': 'teacher name'}}."
+    "say which are the same: model.teacher.class_map = {{'student name': 'teacher name'}}, or "
+    'distil features alone (FeatureDistiller), which have no classes.'
 )
 
 

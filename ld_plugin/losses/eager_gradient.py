@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from .functional import at_least_float32
 
 
+@torch.compiler.disable  # a compiled step cannot compute gradients on its way
 def eager_gradient(
     function: Callable[..., Tensor], *inputs: Tensor, pieces: int = 1, overwrite: bool = False
 ) -> Tensor:

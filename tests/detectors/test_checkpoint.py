@@ -102,11 +102,22 @@ def test_path_in_the_home_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_url_is_downloaded_once(checkpoint: Path, server: str, hub: Path) -> None:
-    url = f'{server}/{checkpoint.name}'
+    published = checkpoint.rename(checkpoint.with_name('teacher_20200629_121244-25944287.pth'))
+    url = f'{server}/{published.name}'
     assert torch.equal(weight(teacher(url)), expected_weight())
-    assert [f.name for f in hub.iterdir()] == [checkpoint.name]
-    checkpoint.unlink()
+    assert [f.name for f in hub.iterdir()] == [published.name]
+    published.unlink()
     assert torch.equal(weight(teacher(url)), expected_weight())
+
+
+def test_urls_of_equal_file_names(checkpoint: Path, server: str, hub: Path) -> None:
+    """As epoch_12.pth, which every training leaves."""
+    other = build(tiny_gfl(), 8)
+    (checkpoint.parent / 'other').mkdir()
+    torch.save(dict(state_dict=other.state_dict()), checkpoint.parent / 'other' / checkpoint.name)
+    first, second = (teacher(f'{server}/{x}{checkpoint.name}') for x in ('', 'other/'))
+    assert torch.equal(weight(first), expected_weight())
+    assert torch.equal(weight(second), other.bbox_head.gfl_cls.weight)
 
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -267,8 +278,20 @@ def test_missing_file_comes_with_the_command_that_makes_it(tmp_path: Path) -> No
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'^model\.teacher\.checkpoint: there is no file'):
+    with pytest.raises(
+        ConfigError, match=r"^model\.teacher\.checkpoint: '.*' is a folder, .* none\.$"
+    ):
         load_checkpoint_file(tmp_path)
+    for epoch in (1, 2):
+        (tmp_path / f'epoch_{epoch}.pth').touch()
+    with pytest.raises(ConfigError, match=r'those in it: epoch_1\.pth, epoch_2\.pth\.$'):
+        load_checkpoint_file(tmp_path)
+
+
+def test_misspelt_file_beside_others(tmp_path: Path) -> None:
+    (tmp_path / 'epoch_12.pth').touch()
+    with pytest.raises(ConfigError, match=r'; in its folder there are epoch_12\.pth\. Train it: '):
+        load_checkpoint_file(tmp_path / 'epoch_36.pth', trained_by='teacher.py')
 
 
 @pytest.mark.parametrize('kept', [0, 1, 100, 5000, -100, -1])
