@@ -775,3 +775,25 @@ def test_stock_data_set_numbers_classes_in_the_order_of_the_file(tmp_path: Path)
     assert [built.metainfo['classes'][label] for label in labels] == ['small-vehicle', 'plane']
     names = coco_content()['categories']
     assert [category['name'] for category in names] == ['plane', 'small-vehicle']
+
+
+@pytest.mark.parametrize('bbox', [[-5, 3, 5, 5], [3, -5, 5, 5], [64, 3, 5, 5], [3, 48, 5, 5]])
+def test_coco_box_that_touches_its_image_from_outside(bbox: list[int], tmp_path: Path) -> None:
+    (found,) = coco(tmp_path, lambda c: c['annotations'][0].update(bbox=bbox, area=25)).problems
+    assert 'found a box outside of its image of 64 x 48 pixels' in str(found)
+
+
+@pytest.mark.parametrize('box', [(-9, 3, 0, 8), (3, -9, 8, 0), (21, 3, 25, 8), (3, 11, 8, 15)])
+def test_voc_box_beside_its_image(box: tuple[int, ...], tmp_path: Path) -> None:
+    image(tmp_path / 'a.jpg')
+    sides = ''.join(
+        f'<{side}>{value}</{side}>'
+        for side, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), box, strict=True)
+    )
+    text(
+        tmp_path / 'a.xml',
+        '<annotation><size><width>20</width><height>10</height></size>'
+        f'<object><name>plane</name><bndbox>{sides}</bndbox></object></annotation>',
+    )
+    (found,) = check_voc(tmp_path, tmp_path, ['a']).problems
+    assert 'outside' in str(found)

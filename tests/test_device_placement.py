@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.dense.rois import RoISpec, RoIStage
+from ld_plugin.detectors.input_conversion import InputConversion
 from ld_plugin.distillers import FeatureDistiller, build_distillers
 from ld_plugin.losses import channel_statistics
 from ld_plugin.regions import Region
@@ -34,6 +35,17 @@ class SevenNonzero(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default:
             return args[0].new_empty((FOUND, args[0].dim()), dtype=torch.int64)
         return func(*args, **(kwargs or {}))
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses to copy from the processor to another device, for which a step would wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[0] if func.overloadpacket is torch.ops.aten._to_copy else args[1]
+            assert source.device == result.device, 'copied to another device'
+        return result
 
 
 def gradients(output: Tensor, inputs: list[Tensor], **options: bool) -> list[Tensor]:
@@ -203,3 +215,12 @@ class RegionWithAConstant(Region):
 def test_a_tensor_on_the_wrong_device_is_noticed(step: DistillationContext) -> None:
     with pytest.raises(RuntimeError, match='device'):
         step.select(RegionWithAConstant())
+
+
+def test_conversion_of_images_copies_nothing() -> None:
+    images = torch.empty(2, 3, 8, 8, device='cuda')
+    conversion = InputConversion(True, (1.5, 2.0, 0.5), (0.1, 0.2, 0.3), 0.0, 0.0)
+    with NoCopies():
+        assert conversion(images, [(8, 8), (4, 8)]).is_cuda
+    with NoCopies(), pytest.raises(AssertionError, match='copied'):
+        images.new_tensor([1.5, 2.0, 0.5])

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ld_plugin.dense import DenseOutputs, DistillationContext
-from ld_plugin.dense.boxes import upright
+from ld_plugin.dense.boxes import overlaps, upright
 from ld_plugin.distillers import build_distillers
 from ld_plugin.registry import REGIONS
 from tests.test_device_placement import (
     REGION_CONFIGS,
+    NoCopies,
     cuda_context,
     fake_cuda,  # noqa: F401  (used by every test)
 )
@@ -71,3 +72,9 @@ def test_distillers(cfg: dict) -> None:
     with torch.device('cuda'):
         built = build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)
     assert built['x'](step).is_cuda
+
+
+def test_overlaps_copy_nothing() -> None:
+    boxes = torch.empty(7, 5, device='cuda')
+    with NoCopies():
+        assert overlaps(boxes, boxes).is_cuda

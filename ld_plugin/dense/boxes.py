@@ -129,8 +129,8 @@ def overlaps_with(box: Tensor, boxes: Tensor) -> Tensor:
 
 def corners(boxes: Tensor) -> Tensor:
     """The corners of rotated boxes (K, 5) in the order of their outline, (K, 4, 2)."""
-    signs = boxes.new_tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-    along, across = (boxes[:, None, 2:4] * signs).unbind(-1)
+    x, y = (boxes[:, 2:4] / 2).unbind(-1)
+    along, across = torch.stack([-x, x, x, -x], dim=-1), torch.stack([-y, -y, y, y], dim=-1)
     cos, sin = boxes[:, 4:].cos(), boxes[:, 4:].sin()
     offset = torch.stack([along * cos - across * sin, along * sin + across * cos], dim=-1)
     return boxes[:, None, :2] + offset

@@ -58,8 +58,9 @@ class InputConversion:
             images = images.flip(1)
         elif (self.scale, self.shift) == _IDENTITY and self.padding == self.source_padding:
             return images
-        scale, shift = (images.new_tensor(v)[:, None, None] for v in (self.scale, self.shift))
-        converted = images * scale + shift
+        # channel by channel: to copy numbers to a device is to wait for it
+        channels = zip(images.unbind(1), self.scale, self.shift, strict=True)
+        converted = torch.stack([image * scale + shift for image, scale, shift in channels], dim=1)
         return _pad(converted, image_shapes, self.padding)
 
     def resize(

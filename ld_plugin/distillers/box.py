@@ -166,9 +166,12 @@ def level_box_loss(
     Args:
         loss: A regression loss out of MMDetection's ``MODELS``.
         student: Carries the gradient.
-        teacher: With the same priors.
+        teacher: With as many priors, which may lie elsewhere in their cells.
         levels: Which; small ones, or a single one.
         weights: Of each, (N, A, H, W).
+
+    Returns:
+        A scalar.
     """
 
     def of_rows(box_map: Tensor, reference: Tensor, weights: Tensor, *grids: Tensor) -> Tensor:

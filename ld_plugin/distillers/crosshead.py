@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
+from ..checks import is_count
 from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.head_features import HeadFeatures, is_large
 from ..dense.matching import take_levels
@@ -92,7 +93,7 @@ class CrossHeadDistiller(Distiller):
             *depths,
             "Set model.bbox_head.stacked_convs to the teacher's, or choose another teacher.",
         )
-        if not (isinstance(self.layer, int) and 0 <= self.layer <= depths[0]):
+        if not (is_count(self.layer, 0) and self.layer <= depths[0]):
             raise ConfigError(
                 f'{key}.layer: found {self.layer!r}, expected 0 to {depths[0]}, the number of '
                 f'stacked convolutions of {student.name}.'

@@ -422,7 +422,7 @@ def covered_cells(gt_bboxes: Tensor, size: tuple[int, int], stride: tuple[float,
     (height, width), (x, y) = size, stride
     left, right = ((gt_bboxes[..., i] / x).clamp(0, width).trunc() for i in (0, 2))
     top, bottom = ((gt_bboxes[..., i] / y).clamp(0, height).trunc() for i in (1, 3))
-    seen = (gt_bboxes[..., 2:] > 0).all(-1) & (left < width) & (top < height)
+    seen = (gt_bboxes[..., 2:] > 0).all(-1)
     thin = (left == right) | (top == bottom)
     right, bottom = (end.where(~thin, start + 1) for start, end in ((left, right), (top, bottom)))
     column = torch.arange(width, device=gt_bboxes.device)

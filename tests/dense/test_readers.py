@@ -635,3 +635,15 @@ def test_points_have_a_valuable_localization_region(
     step = DistillationContext(outputs, outputs, reader.assignment(record), boxes)
     weights = step.select(ValuableLocalizationRegion()).weights
     assert (weights > 0).any(1).tolist() == [True, False]
+
+
+def test_validity_follows_the_padding_of_every_image() -> None:
+    """Where `Pad` in the pipeline made it wider than the image, it counts, as in stock heads."""
+    head, padded = build_head('gfl'), [(96, 128), (64, 96)]
+    recorded = [dict(meta, img_shape=(60, 90)) for meta in metas()]
+    with HeadRecorder(head, get_reader(head).recorded_methods) as record:
+        head.loss_by_feat(*head(random_features(head)), objects(head, 2, 1), recorded)
+    valid = get_reader(head).valid_priors(record)
+    for image, (height, width) in enumerate(padded):
+        cells = [-(-height // s) * -(-width // s) for s, _ in head.prior_generator.strides]
+        assert valid[image].sum() == sum(cells)

@@ -12,6 +12,7 @@ from ld_plugin.dense import DistillationContext
 from ld_plugin.distillers import Distiller, build_distillers
 from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
+from ld_plugin.regions.geometry import general_instance_scores
 from tests import brute_force
 from tests.contexts import context
 
@@ -250,3 +251,20 @@ def test_boxes_everywhere_are_positives_and_the_others(step: DistillationContext
     whole, *parts = (make(step, type='BoxDistiller', region=region)(step) for region in regions)
     assert all(part > 0 for part in parts)
     torch.testing.assert_close(sum(parts), whole)
+
+
+def test_priors_of_the_teacher_elsewhere_in_their_cells() -> None:
+    """Between FCOS, whose points lie in the middle, and ATSS."""
+    step = context(images=2)
+    priors = step.teacher.priors + 4
+    step = replace(step, teacher=replace(step.teacher, make_priors=lambda: priors))
+    student, teacher = step.student, step.teacher
+    cfg = dict(type='BoxDistiller', loss=dict(type='GIoULoss'))
+    distiller = build_distillers(dict(box=cfg), student.spec, teacher.spec)['box']
+    at = step.select(distiller.region).priors
+    weights, _ = general_instance_scores(student.class_logits(at), teacher.class_logits(at))
+    weights = weights * at.take(step.assignment.label_weights)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        loss = MODELS.build(dict(type='GIoULoss'))
+    each = loss(student.boxes(at), teacher.boxes(at), reduction_override='none')
+    torch.testing.assert_close(distiller(step), (each * weights).sum() / step.mean_num_positives)

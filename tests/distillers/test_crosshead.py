@@ -509,3 +509,31 @@ def test_scores_are_averaged_over_the_gpus(
     classes = distiller(step)
     assert alone > classes
     torch.testing.assert_close(beside - classes, (alone - classes) / 2)
+
+
+def test_box_distributions_are_a_mean_over_the_parameters() -> None:
+    """Five of them where boxes are rotated."""
+    step = cross_context()
+    student, teacher = (
+        replace(x, spec=replace(x.spec, box_dim=5, num_bins=4))
+        for x in (step.student, step.teacher)
+    )
+    step = replace(step, student=student, teacher=teacher)
+    found = make(step, loss=dict(type='BinaryKDLoss', loss_weight=0))(step)
+    total = scores = 0
+    weights = step.assignment.label_weights.split(student.num_level_priors, dim=1)
+    for *maps, classes, weight in zip(
+        student.box_maps, teacher.box_maps, teacher.class_maps, weights, strict=True
+    ):
+        mine, theirs, classes = (x.movedim(1, -1).flatten(1, 2) for x in (*maps, classes))
+        mine, theirs = (x.unflatten(-1, (5, 4)).log_softmax(-1) for x in (mine, theirs))
+        each = (theirs.exp() * (theirs - mine)).sum(-1).mean(-1)
+        score = classes.amax(-1).sigmoid() * (weight > 0)
+        total, scores = total + (score * each).sum(), scores + score.sum()
+    torch.testing.assert_close(found, 4 * total / scores)
+
+
+def test_layers_are_counted_by_whole_numbers() -> None:
+    step = cross_context()
+    with pytest.raises(ConfigError, match='layer: found True, expected 0 to '):
+        make(step, layer=True)

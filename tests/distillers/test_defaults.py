@@ -78,3 +78,11 @@ def test_defaults_of_proposals(name: str) -> None:
     )
     assert expected > 0
     torch.testing.assert_close(found, expected)
+
+
+def test_divisor_and_reference_images_are_factors() -> None:
+    def loss(**options: float) -> torch.Tensor:
+        return loss_of(dict(type='LocalizationDistiller', **options))
+
+    torch.testing.assert_close(loss(reference_images=6), 2 * loss())
+    torch.testing.assert_close(loss(divisor=8), loss() / 2)

@@ -160,3 +160,27 @@ def test_pieces_change_neither_loss_nor_gradient(
     monkeypatch.setattr(box, 'levels_at_once', lambda sizes, _: [[i] for i in range(len(sizes))])
     for found, expected in zip(measured(), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    'region',
+    [dict(type='BackgroundRegion'), dict(type='EverywhereRegion', exclude_positives=True)],
+    ids=lambda region: region['type'],
+)
+def test_classes_of_regions_that_leave_priors_out(region: dict) -> None:
+    """Also where the head weighs them, as FCOS does those in the padding."""
+    step = context(images=4)
+    weights = torch.ones_like(step.assignment.label_weights)
+    step = replace(step, assignment=replace(step.assignment, label_weights=weights))
+    cfg = dict(
+        type='ClassificationDistiller',
+        region=region,
+        loss=dict(type='BinaryKDLoss'),
+        normalizer='positives',
+    )
+    student, teacher = step.student, step.teacher
+    distiller = build_distillers(dict(kd=cfg), student.spec, teacher.spec)['kd']
+    at = step.select(distiller.region).priors
+    assert 0 < len(at.prior_index) < weights.numel()
+    rows = distiller.loss.elementwise(student.class_logits(at), teacher.class_logits(at))
+    torch.testing.assert_close(distiller(step), rows.sum() / step.mean_num_positives)

@@ -13,7 +13,7 @@ from ld_plugin import ConfigError
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import ld_full
 from tests.dense.heads import build_head, metas, objects, random_features
-from tests.families import OWN_HEADS, tiny
+from tests.families import OWN_HEADS, OWN_ROTATED, tiny
 from tests.models import batch, build, losses, tiny_distilled
 
 FAMILIES = sorted(name for name in OWN_HEADS if name.startswith('distribution'))
@@ -183,3 +183,43 @@ def test_two_lines_over_the_stock_retinanet_name_what_is_missing() -> None:
     model.bbox_head.type = 'DistributionRetinaHead'
     with pytest.raises(ConfigError, match=r'found L1Loss.*GIoULoss'):
         MODELS.build(model)
+
+
+POINT_HEADS = {
+    own: stock
+    for own, stock in (
+        ('distribution_fcos', 'fcos'),
+        ('distribution_rotated_fcos', 'rotated_fcos'),
+    )
+    if own in (*OWN_HEADS, *OWN_ROTATED)
+}
+
+
+@pytest.mark.parametrize('on_reg', [False, True])
+@pytest.mark.parametrize('own', POINT_HEADS)
+def test_classes_and_centerness_are_the_stock_heads(own: str, on_reg: bool) -> None:
+    mine, theirs = (
+        build_head(family, centerness_on_reg=on_reg).eval() for family in (own, POINT_HEADS[own])
+    )
+    weights = mine.state_dict()
+    for name, weight in theirs.state_dict().items():
+        if weights[name].shape == weight.shape:
+            weights[name] = weight
+    mine.load_state_dict(weights)
+    features = random_features(mine)
+    found, expected = mine(features), theirs(features)
+    for index in (0, -1):
+        for maps in zip(found[index], expected[index], strict=True):
+            assert torch.equal(*maps)
+
+
+@pytest.mark.parametrize('family', [f for f in OWN_HEADS if f != 'gflv2'])
+def test_mixed_precision_does_not_round_distances(family: str) -> None:
+    head = build_head(family).eval()
+    channels = head.prior_generator.num_base_priors[0] * 4 * (head.reg_max + 1)
+    maps = [5 * torch.randn(1, channels, 3, 3) for _ in head.prior_generator.strides]
+    expected = head.expectations(maps)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = head.expectations(maps)
+    for pair in zip(found, expected, strict=True):
+        assert torch.equal(*pair)

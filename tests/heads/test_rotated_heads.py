@@ -142,3 +142,14 @@ def test_angles_that_learn_apart() -> None:
     for wrong in (dict(use_hbbox_loss=True), dict(loss_angle=loss)):
         with pytest.raises(ConfigError, match=rf'bbox_head\.{next(iter(wrong))}: found'):
             build_head('distribution_rotated_fcos', **wrong)
+
+
+@pytest.mark.parametrize('family', [f for f in OWN_ROTATED if f.endswith('fcos')])
+def test_the_angle_has_a_scale(family: str) -> None:
+    """As in the stock head; unused, it would stop training on several GPUs."""
+    head = build_head(family, scale_angle=True).eval()
+    features = random_features(head)
+    before = head(features)[2]
+    head.scale_angle.scale.data.mul_(2)
+    for maps in zip(head(features)[2], before, strict=True):
+        torch.testing.assert_close(maps[0], 2 * maps[1])

@@ -349,3 +349,8 @@ def test_general_instance_scores_of_half_precision_are_computed_in_float32(dtype
         general_instance_scores(*logits), general_instance_scores(*logits.float()), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+def test_of_equal_scores_the_teachers_box_is_taken():
+    logits = torch.zeros(2, 3)
+    assert general_instance_scores(logits, logits)[1].all()

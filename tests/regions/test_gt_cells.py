@@ -128,3 +128,11 @@ def test_the_assigner_must_be_known():
     cfg['region'] = dict(type='GTCellsRegion', levels='assigner')
     with pytest.raises(ConfigError, match='has no matched gts'):
         build_distillers(dict(x=cfg), blind, step.teacher.spec)
+
+
+def test_objects_that_reach_into_the_padding() -> None:
+    step = context(images=2)
+    step = replace(step, gt_bboxes=[step.gt_bboxes[0], torch.tensor([[8.0, 8, 48, 40]])])
+    weights = GTCellsRegion(finest_scale=100)(step).weights
+    assert weights[1].any()
+    assert not weights[~step.assignment.valid].any()

@@ -13,9 +13,11 @@ from ld_plugin.dense import DistillationContext
 from ld_plugin.dense.boxes import bounds, upright, without_angle
 from ld_plugin.errors import ConfigError
 from ld_plugin.regions import (
+    FineGrainedRegion,
     GTCellsRegion,
     InsideGTRegion,
     OverlapRegion,
+    Region,
     ValuableLocalizationRegion,
 )
 from ld_plugin.regions.geometry import (
@@ -258,3 +260,22 @@ def test_objects_hold_what_lies_in_the_turned_box(step: DistillationContext) -> 
 def test_bad_arguments(bad: dict) -> None:
     with pytest.raises(ConfigError, match=f'^{next(iter(bad))}: found'):
         OverlapRegion(**bad)
+
+
+@pytest.mark.parametrize(
+    'region', [ValuableLocalizationRegion(), OverlapRegion(), FineGrainedRegion()], ids=type
+)
+def test_priors_written_with_their_other_side(region: Region) -> None:
+    """As MMRotate writes some anchors: the same boxes, a quarter turn off."""
+    step = context(images=2)
+    tilt = torch.tensor([0, 0, 0, 0, 0.3])
+    step = replace(step, gt_bboxes=[upright(boxes) + tilt for boxes in step.gt_bboxes])
+    lying = upright(step.student.priors) * torch.tensor([1, 1, 1, 0.5, 1])
+    turned = lying[:, [0, 1, 3, 2, 4]] - torch.tensor([0, 0, 0, 0, math.pi / 2])
+    spec = replace(step.student.spec, box_dim=5)
+    found = []
+    for priors in (lying, turned):
+        student = replace(step.student, spec=spec, make_priors=lambda priors=priors: priors)
+        found.append(region(replace(step, student=student)).weights.float())
+    assert found[0].any()
+    torch.testing.assert_close(*found)

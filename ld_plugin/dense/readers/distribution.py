@@ -7,12 +7,12 @@ from typing import ClassVar
 from mmdet.structures.bbox import distance2bbox
 from torch import Tensor
 
+from ..boxes import centres
 from ..outputs import HeadSpec, OffsetCoding
 from .anchor import AnchorReader
 from .atss import ATSSReader
 from .base import register_reader
 from .fcos import FCOSReader
-from .points import centres
 from .rotated import RotatedFCOSReader
 
 

@@ -7,11 +7,12 @@ import torch
 from mmdet.structures.bbox import BaseBoxes, distance2bbox, get_box_tensor
 from torch import Tensor
 
+from ..boxes import centres
 from ..context import Assignment, OnDemand
 from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
 from .base import by_image, register_reader
-from .points import PointReader, centres, find_ground_truths
+from .points import PointReader, find_ground_truths
 
 
 @register_reader('FCOSHead')

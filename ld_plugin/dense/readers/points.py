@@ -46,17 +46,16 @@ class RotatedPointReader(PointReader):
         """
         return self.head.bbox_coder.decode(priors[:, :2], torch.cat([distances, angles], dim=1))
 
+    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
+        angles = self.head.angle_coder.decode(rows[:, 4:], keepdim=True)
+        return self.decode_parts(rows[:, :4], angles, priors)
+
     def join(self, box_maps: Sequence[Tensor], angle_maps: Sequence[Tensor]) -> list[Tensor]:
         """One regression map per level: distances, then the angle as it is encoded."""
         return [
             torch.cat([box_map, angle_map.to(box_map.dtype)], dim=1)
             for box_map, angle_map in zip(box_maps, angle_maps, strict=True)
         ]
-
-
-def centres(priors: Tensor) -> Tensor:
-    """(K, 2), the centres of priors (K, 4); of square priors, their points."""
-    return (priors[:, :2] + priors[:, 2:]) / 2
 
 
 def find_ground_truths(

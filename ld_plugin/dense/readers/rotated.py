@@ -81,11 +81,6 @@ class RotatedFCOSReader(RotatedPointReader, FCOSReader):
     def quality(self, outs: tuple) -> Sequence[Tensor]:
         return outs[3]
 
-    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        return self.decode_parts(
-            rows[:, :4], self.head.angle_coder.decode(rows[:, 4:], keepdim=True), priors
-        )
-
     def assignment(self, record: HeadRecorder) -> Assignment:
         labels, distances, angles = record.returned['get_targets'][-1]
         units = [x if self.head.norm_on_bbox else 1 for x, _ in self.head.prior_generator.strides]
@@ -110,8 +105,3 @@ class RotatedRTMDetReader(RotatedPointReader, RTMDetReader):
     def maps(self, outs: tuple) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         class_maps, box_maps, angle_maps = outs
         return class_maps, self.join(box_maps, angle_maps)
-
-    def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        return self.decode_parts(
-            rows[:, :4], self.head.angle_coder.decode(rows[:, 4:], keepdim=True), priors
-        )

@@ -6,11 +6,12 @@ from typing import ClassVar
 from mmdet.structures.bbox import distance2bbox
 from torch import Tensor
 
+from ..boxes import centres
 from ..context import Assignment
 from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
 from .base import ASSIGNER_METHODS, register_reader
-from .points import PointReader, centres
+from .points import PointReader
 
 
 @register_reader('RTMDetHead')

@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..boxes import centres
 from ..context import Assignment
 from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
 from .base import register_reader
-from .points import PointReader, centres
+from .points import PointReader
 
 #: the logarithm of a side in strides, which untrained heads exceed up to infinity
 _LARGEST = 10.0
