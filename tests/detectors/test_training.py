@@ -22,7 +22,7 @@ from ld_plugin.distillers.schedules import (
 )
 from ld_plugin.errors import ConfigError
 from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, rm_pfi
-from ld_plugin.runner import DistillationRunner
+from ld_plugin.runner import DistillationRunner, EvaluationRunner
 from tests.families import tiny
 from tests.models import (
     TinyDataset,
@@ -419,14 +419,18 @@ def test_schedule_without_a_runner_says_what_to_do() -> None:
         losses(distilled(), batch())
 
 
+@pytest.mark.parametrize(
+    ('kind', 'file'), [(DistillationRunner, 'config.py'), (EvaluationRunner, 'test_config.py')]
+)
 @pytest.mark.parametrize('rank', [0, 1])
 def test_one_process_writes_the_config(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int, kind: type, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: rank)
-    runner = SimpleNamespace(cfg=Config(dict(one=1)), work_dir=str(tmp_path))
-    DistillationRunner.dump_config(runner)
-    assert [path.name for path in tmp_path.iterdir()] == ([] if rank else ['config.py'])
+    runner = kind.__new__(kind)
+    vars(runner).update(cfg=Config(dict(one=1)), _work_dir=str(tmp_path))
+    runner.dump_config()
+    assert [path.name for path in tmp_path.iterdir()] == ([] if rank else [file])
 
 
 def test_compiled_steps_learn_the_same() -> None:
