@@ -58,13 +58,13 @@ def _plain_evaluators(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, 
     if isinstance(value, Mapping):
         yield key, value
         yield from _plain_evaluators(value.get('metrics'), f'{key}.metrics')
-    for index, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+    for index, item in enumerate(value if isinstance(value, list | tuple) else ()):
         yield from _plain_evaluators(item, f'{key}.{index}')
 
 
 def _section(value: Any, key: str) -> Iterator[str]:
     """Complaints about a data loader, an evaluator, or a list of either."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from _section(item, f'{key}.{index}')
     elif isinstance(value, Mapping):

@@ -41,9 +41,11 @@ class Report:
     objects: Counter[str] = field(default_factory=Counter)
 
     def error(self, place: object, message: str) -> None:
+        """Add what training stops at or goes wrong with."""
         self.problems.append(Problem(str(place), message))
 
     def warn(self, place: object, message: str) -> None:
+        """Add what one may want to know."""
         self.problems.append(Problem(str(place), message, is_error=False))
 
     def __str__(self) -> str:

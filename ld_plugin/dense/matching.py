@@ -54,9 +54,11 @@ class LevelMatch:
         return len(self.student) == self.num_student_levels
 
     def student_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        """The student's, of the paired levels."""
         return outputs if self.covers_student else take_levels(outputs, self.student)
 
     def teacher_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        """The teacher's, of the paired levels in the student's order."""
         if self.teacher == tuple(range(self.num_teacher_levels)):
             return outputs
         return take_levels(outputs, self.teacher)
@@ -234,6 +236,7 @@ class ClassMatch:
 
     @property
     def is_identity(self) -> bool:
+        """Whether both models have the same classes in the same order."""
         return (
             self.covers_student
             and self.teacher == self.student
@@ -241,9 +244,11 @@ class ClassMatch:
         )
 
     def student_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        """The student's, with the classes that have a partner."""
         return outputs if self.covers_student else self._take(outputs, self.student)
 
     def teacher_outputs(self, outputs: DenseOutputs) -> DenseOutputs:
+        """The teacher's, with the partners in the student's order."""
         return outputs if self.is_identity else self._take(outputs, self.teacher)
 
     def assignment(self, assignment: Assignment) -> Assignment:

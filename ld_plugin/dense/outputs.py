@@ -164,6 +164,7 @@ class DenseOutputs:
 
     @property
     def num_images(self) -> int:
+        """N."""
         return self._any_maps[0].shape[0]
 
     @property
@@ -199,6 +200,7 @@ class DenseOutputs:
 
     @property
     def device(self) -> torch.device:
+        """That of all maps."""
         return self._any_maps[0].device
 
     @cached_property

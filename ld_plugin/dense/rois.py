@@ -161,7 +161,7 @@ def nothing_sampled(spec: RoISpec, stage: int, device: torch.device) -> dict[str
 
 
 def _pools_rotated(extractor: nn.Module) -> bool:
-    return isinstance(extractor.roi_layers[0], (RoIAlignRotated, RiRoIAlignRotated))
+    return isinstance(extractor.roi_layers[0], RoIAlignRotated | RiRoIAlignRotated)
 
 
 def _stages(modules: nn.Module) -> Sequence[nn.Module]:

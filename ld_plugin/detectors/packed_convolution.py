@@ -62,11 +62,19 @@ class PackedConv2d(nn.Conv2d):
         return _WithInputGradient.apply(x, self) if _wants_gradient(x) else self.pointwise(x)
 
     def pointwise(self, x: Tensor, function: str = 'none') -> Tensor:
-        """The kernel's convolution, which autograd does not see, and then ``function``."""
+        """The kernel's convolution, which autograd does not see, and then ``function``.
+
+        Args:
+            x: (N, in_channels, H, W).
+            function: ``'none'`` or ``'relu'``.
+
+        Returns:
+            (N, out_channels, H', W'), in the weights' precision.
+        """
         return torch.ops.mkldnn._convolution_pointwise(*self._arguments(x), function, [], '')
 
     def input_gradient(self, upstream: Tensor) -> Tensor:
-        """Gradient of the input, from that of the output."""
+        """Gradient of the input (N, in_channels, H, W), from that of the output."""
         if self.mirrored is None:
             self.mirrored = self._mirror()
         return self.mirrored.pointwise(upstream)
@@ -78,7 +86,7 @@ class PackedConv2d(nn.Conv2d):
         return self.pointwise(x, 'relu')
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """ReLU of the convolution of ``x`` plus ``shortcut``, which may be overwritten."""
+        """ReLU of the convolution of ``x`` plus ``shortcut``, of its shape, which may be changed."""
         if _wants_gradient(x) or not self._has_kernel_for(x):
             return self(x).add_(shortcut).relu_()
         shortcut = shortcut.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)

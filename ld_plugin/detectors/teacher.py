@@ -108,6 +108,8 @@ class FrozenTeacher:
             the one that it has.
 
     Attributes:
+        classes, image_scale, class_map: As given.
+        is_two_stage: Whether the dense head is a region proposal network.
         reads: Which of its outputs are asked for, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`; by default class logits, distributions,
             boxes and features. Features are kept only if they are asked for, and the head runs only

@@ -33,7 +33,11 @@ class ProposalDistiller(Distiller):
         super().__init__(None, loss, schedule)
 
     def prepare(self, student: HeadSpec, teacher: HeadSpec, key: str) -> None:
-        """See the base class; of both heads only the second stage has to fit."""
+        """See the base class; of both heads only the second stage has to fit.
+
+        Raises:
+            ConfigError: It does not, or makes no softmax over the classes and background.
+        """
         check_offers(key, 'student', student, self.reads)
         check_offers(key, 'teacher', teacher, self.reads)
         for owner, spec in (('student', student), ('teacher', teacher)):

@@ -1,7 +1,6 @@
 """Distillation under what mmengine's runner does around a model."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest

@@ -51,7 +51,15 @@ class RotatedPointReader(PointReader):
         return self.decode_parts(rows[:, :4], angles, priors)
 
     def join(self, box_maps: Sequence[Tensor], angle_maps: Sequence[Tensor]) -> list[Tensor]:
-        """One regression map per level: distances, then the angle as it is encoded."""
+        """One regression map per level: distances, then the angle as it is encoded.
+
+        Args:
+            box_maps: Per level, (N, 4, H, W).
+            angle_maps: Per level, (N, B, H, W), of B numbers that encode an angle.
+
+        Returns:
+            Per level, (N, 4 + B, H, W).
+        """
         return [
             torch.cat([box_map, angle_map.to(box_map.dtype)], dim=1)
             for box_map, angle_map in zip(box_maps, angle_maps, strict=True)
