@@ -86,7 +86,12 @@ class PackedConv2d(nn.Conv2d):
         return self.pointwise(x, 'relu')
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """ReLU of the convolution of ``x`` plus ``shortcut``, of its shape, which may be changed."""
+        """ReLU of the convolution of ``x`` plus ``shortcut``, which may be overwritten.
+
+        Args:
+            x: (N, in_channels, H, W).
+            shortcut: (N, out_channels, H', W').
+        """
         if _wants_gradient(x) or not self._has_kernel_for(x):
             return self(x).add_(shortcut).relu_()
         shortcut = shortcut.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
