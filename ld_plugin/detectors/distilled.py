@@ -77,7 +77,7 @@ class DistilledDetector:
         )
         if self._compares_classes:
             self.teacher.check_names()
-        if self.teacher.class_map is not None and not self._compares_classes:
+        elif self.teacher.class_map is not None:
             warnings.warn(
                 'model.teacher.class_map: has no effect, as no distiller compares classes.',
                 stacklevel=2,
