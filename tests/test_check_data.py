@@ -1,6 +1,7 @@
 """`tools/check_data.py`: every message, and what the stock data sets do without it."""
 
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -682,6 +683,17 @@ def test_folder(
         assert 'a folder has neither' in capsys.readouterr().err
     assert run(monkeypatch, tmp_path, '--classes', 'ship', 'plane') == 1
     assert 'small-vehicle' in capsys.readouterr().out
+
+
+def test_names_that_the_terminal_has_no_letters_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco(tmp_path, lambda content: content['categories'][1].update(name='Wäschebär'))
+    shown = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(sys, 'stdout', shown)
+    assert run(monkeypatch, tmp_path) == 0
+    shown.flush()
+    assert rb'W\xe4scheb\xe4r 1' in shown.buffer.getvalue()
 
 
 def test_config(

@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.update:
         args.update.write_text(with_tables(args.update.read_text(), tables))
         return
+    sys.stdout.reconfigure(errors='backslashreplace')  # the terminal may have no letter for a dash
     print(tables)
     if args.reasons:
         print(list_reasons(refusals))
