@@ -372,6 +372,26 @@ def hrsc(root: Path, old: str = '', new: str = '') -> Report:
     return check_hrsc(root / 'Annotations', root / 'AllImages', ['a'])
 
 
+def dota_without_objects(root: Path) -> Report:
+    dota(root)
+    text(root / 'annfiles/P1.txt', '')
+    return check_dota(root / 'annfiles', root / 'images', CLASSES)
+
+
+def voc_without_objects(root: Path) -> Report:
+    return voc(root, VOC[VOC.index('<object>') : VOC.index('</annotation>')])
+
+
+def hrsc_without_objects(root: Path) -> Report:
+    return hrsc(root, HRSC[HRSC.index('<HRSC_Object>') : HRSC.index('</HRSC_Objects>')])
+
+
+@pytest.mark.parametrize('check', [dota_without_objects, voc_without_objects, hrsc_without_objects])
+def test_no_object_at_all(tmp_path: Path, check: Callable) -> None:
+    (found,) = check(tmp_path).problems
+    assert 'warning: found no object; where images without any' in str(found)
+
+
 @pytest.mark.parametrize('check', [voc, hrsc])
 def test_good_xml_files(tmp_path: Path, check: Callable) -> None:
     assert check(tmp_path).problems == []
