@@ -1,11 +1,12 @@
-"""Measure every method on every kind of detector on BCCD, and print the table of the README.
+r"""Measure every method on every kind of detector on BCCD, and print the table of the README.
 
     python tools/benchmark_methods.py data/bccd --jobs 2
 
-    python tools/benchmark_methods.py data/bccd --families GFL --methods fitnet ld_full+pkd:0.5
+    python tools/benchmark_methods.py data/bccd --families GFL \
+        --methods fitnet ld_full+pkd:0.5 ld_main+ld_full.ld_vlr
 
-The second line measures the baseline that the papers share, and two recipes together, the weights
-of one of them halved.
+The second command measures the baseline that the papers share, two recipes together, the weights of
+one of them halved, and two losses of ``ld_full``.
 
 A family is a stock detector of MMDetection, made small. Its teacher is R-18 with 64 channels in
 neck and head, its student the same with half of the backbone's channels. Where a stock head has no
@@ -128,18 +129,23 @@ def distillers_of(method: str) -> ConfigDict:
     """The distillers of one recipe, or of several together.
 
     Args:
-        method: Names of recipes between plus signs; a colon and a number after a name multiply the
-            weights of its losses.
+        method: Names of recipes between plus signs, each with a dot and one of its losses where it
+            is that loss alone; a colon and a number after them multiply the weights.
 
     Raises:
         ValueError: A name or a number is none, or two recipes have a loss of the same name.
     """
     distillers = ConfigDict()
     for term in method.split('+'):
-        name, colon, factor = term.partition(':')
+        names, colon, factor = term.partition(':')
+        name, dot, loss = names.partition('.')
         recipe = getattr(recipes, name, None)
         if not isinstance(recipe, dict):
             raise ValueError(f'found {name!r}, expected the name of a recipe of ld_plugin.recipes')
+        if dot:
+            if loss not in recipe:
+                raise ValueError(f'found {names!r}, expected one of the losses {list(recipe)}')
+            recipe = {loss: recipe[loss]}
         both = distillers.keys() & recipe.keys()
         if both:
             raise ValueError(f'more than one recipe has {sorted(both)}')
@@ -199,7 +205,8 @@ def parse_args() -> argparse.Namespace:
         '--methods',
         nargs='+',
         metavar='METHOD',
-        help="recipes, as in 'ld_full', 'ld_full+pkd', 'bckd:0.25' (default: the papers' that fit)",
+        help="recipes and losses of them, as in 'ld_full', 'bckd:0.25', 'pkd+ld_full.ld' "
+        "(default: the papers' that fit)",
     )
     args = bccd.parse_common_args(parser, work_dir='work_dirs/methods', seeds=None)
     for family in args.families if args.methods else ():

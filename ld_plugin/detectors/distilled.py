@@ -290,12 +290,19 @@ def _check_sizes(context: DistillationContext) -> None:
         strides, student.level_shapes, teacher.level_shapes, strict=True
     ):
         if mine[:2] != theirs[:2]:
-            raise ConfigError(
-                f'model.teacher.config: sizes of the maps of stride {stride:g} differ: student '
-                f'{mine[0]} x {mine[1]}, teacher {theirs[0]} x {theirs[1]}, expected the same. One '
-                'model rounds parts of a cell up, the other one down: set '
+            is_rounding = all(abs(a - b) <= 1 for a, b in zip(mine[:2], theirs[:2], strict=True))
+            advice = (
+                'One model rounds parts of a cell up, the other one down: set '
                 'model.data_preprocessor.pad_size_divisor to the largest stride, '
                 f'{max(strides):g}, so that there are none, or choose another teacher.'
+                if is_rounding
+                else "The levels of one model's neck (start_level, num_outs) do not have the "
+                'strides that its head says; correct that config.'
+            )
+            raise ConfigError(
+                f'model.teacher.config: sizes of the maps of stride {stride:g} differ: student '
+                f'{mine[0]} x {mine[1]}, teacher {theirs[0]} x {theirs[1]}, expected the same. '
+                f'{advice}'
             )
 
 

@@ -422,8 +422,18 @@ def test_classes_of_proposals_do_not_ask_for_levels_of_the_same_size() -> None:
     model = build(distilled(tiny('faster_rcnn'), teacher, ROI))
     data = batch(((160, 160), (160, 128)))
     assert 0 < losses(model, data)['loss_roi'] < 100
-    with pytest.raises(ConfigError, match='sizes of the maps of stride 64 differ: student 3 x 3'):
+    message = 'sizes of the maps of stride 64 differ: student 3 x 3.* set .*pad_size_divisor to'
+    with pytest.raises(ConfigError, match=message):
         losses(build(distilled(tiny('faster_rcnn'), teacher, defeat_two_stage)), data)
+
+
+def test_a_neck_whose_levels_begin_elsewhere_is_told_from_rounding() -> None:
+    teacher = tiny('faster_rcnn')
+    teacher.neck.start_level = 1  # of stride 8, where the head's first has 4
+    model = build(distilled(tiny('faster_rcnn'), teacher, defeat_two_stage))
+    message = r'stride 4 differ: student 40 x 40, teacher 20 x 20.*start_level'
+    with pytest.raises(ConfigError, match=message):
+        losses(model, batch(((160, 160), (160, 128))))
 
 
 def test_a_distilled_student_teaches_in_its_turn() -> None:
