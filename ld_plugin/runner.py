@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from .data_check import training_classes
+from .detectors.checkpoint import drop_distillers
 from .detectors.distilled import DistilledDetector
 
 
@@ -41,12 +42,23 @@ class DistillationRunner(Runner):
 
         In an editable install MIM looks for a config's name in the whole source tree, work folders
         included, and refuses a name found twice: a copy of that name would make every second
-        ``mim train mmdet-ld-plugin NAME`` fail.
+        ``mim train mmdet-ld-plugin NAME`` fail. Beside the config file itself another file of that
+        name, which may be its base, is left alone: there its own name comes before.
         """
-        self.cfg.dump(Path(self.work_dir, self.config_file))
+        ran, target = Path(self.cfg.filename or ''), Path(self.work_dir, self.config_file)
+        beside = ran.parent.resolve() == target.parent.resolve() and ran.name != target.name
+        if beside and target.exists():
+            target = target.with_name(f'{ran.stem}_{self.config_file}')
+        self.cfg.dump(target)
 
 
 class EvaluationRunner(DistillationRunner):
     """Of a student alone, in the work folder of its training, whose config stays as it was."""
 
     config_file = 'test_config.py'
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """As mmengine's; of a checkpoint hooks see what the student has."""
+        if fn_name == 'after_load_checkpoint':
+            drop_distillers(kwargs['checkpoint'])
+        super().call_hook(fn_name, **kwargs)

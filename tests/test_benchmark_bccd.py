@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import benchmark_bccd as benchmark
 import cv2
 import numpy as np
 import pytest
@@ -18,9 +19,7 @@ from mmengine import Config
 from tests.models import tiny_gfl
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
 
-import benchmark_bccd as benchmark  # noqa: E402
 
 VOC = """<annotation><size><width>64</width><height>48</height></size>
 <object><name>RBC</name><difficult>0</difficult>

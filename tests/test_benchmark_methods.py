@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import benchmark_methods as benchmark
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -12,9 +13,6 @@ from mmengine import Config, ConfigDict
 from ld_plugin import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import benchmark_methods as benchmark  # noqa: E402
 
 
 def run(family: str, method: str, checkpoint: Path | None = None) -> benchmark.Run:
@@ -97,6 +95,7 @@ def test_single_losses_of_recipes() -> None:
     ('method', 'message'),
     [
         ('nothing', "found 'nothing', expected the name of a recipe"),
+        ('_main_ld:2', "found '_main_ld', expected the name of a recipe"),
         ('ld_full.pfi', "found 'ld_full.pfi', expected one of the losses ['ld', 'ld_vlr', 'kd']"),
         ('ld_full.', "found 'ld_full.', expected one of the losses"),
         ('pkd:much', "could not convert string to float: 'much'"),

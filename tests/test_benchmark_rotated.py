@@ -12,12 +12,11 @@ from mmengine.registry import MODELS
 from tests.families import scope
 
 pytest.importorskip('mmrotate')
+import benchmark_rotated as benchmark
+from demo_kinds import ROTATED
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
 
-import benchmark_rotated as benchmark  # noqa: E402
-from demo_kinds import ROTATED  # noqa: E402
 
 LOSSES = {'KD': ['kd'], 'LD': ['ld'], 'LD + KD': ['ld', 'kd'], 'BCKD': ['bckd_cls', 'bckd_box']}
 

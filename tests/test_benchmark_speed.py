@@ -1,19 +1,17 @@
 """The speed measurement: what its table and file hold, and that its memory accounting adds up."""
 
 import json
-import sys
 from pathlib import Path
 
+import benchmark_speed as benchmark
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from ld_plugin.detectors.packed_convolution import PackedConv2d
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
 
-import benchmark_speed as benchmark  # noqa: E402
-
-from ld_plugin.detectors.packed_convolution import PackedConv2d  # noqa: E402
 
 OPTIONS = '--teacher 18 --channels 32 --size 64 --rounds 2 --threads 1 --recipes ld_full'
 FP32, BF16 = 'ld_full, fp32', 'ld_full, bf16'

@@ -647,6 +647,13 @@ def test_what_is_not_checked_is_said(tmp_path: Path, change: dict, message: str)
     assert messages(report, is_error=False)[0].endswith(message)
 
 
+@pytest.mark.parametrize('kind', ['CocoDataset', 'VOCDataset'])
+def test_data_set_without_a_file(tmp_path: Path, kind: str) -> None:
+    (report,) = checked(dict(type=kind, data_root=str(tmp_path)))
+    message = 'train_dataloader.dataset.ann_file: error: missing, expected the file of annotations'
+    assert messages(report)[0].startswith(message)
+
+
 def test_unknown_data_set() -> None:
     with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.type: 'Coco' is not a reg"):
         checked(dict(type='Coco'))

@@ -121,8 +121,8 @@ def test_says_that_the_data_cannot_be_made(tmp_path: Path) -> None:
     ('option', 'value', 'message'),
     [
         ('--size', '40x96', 'both sides must be from 96 to 4096 px.'),
-        ('--seed', '-1', 'argument --seed: found -1, expected from 0 to 4294967295'),
-        ('--seed', str(2**32), 'argument --seed: found 4294967296, expected from 0 to 4294967295'),
+        ('--seed', '-1', 'argument --seed: found -1, expected 0 to 4294967295'),
+        ('--seed', str(2**32), 'argument --seed: found 4294967296, expected 0 to 4294967295'),
     ],
 )
 def test_refuses_what_cannot_be_made(option: str, value: str, message: str, tmp_path: Path) -> None:

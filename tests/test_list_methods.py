@@ -1,9 +1,9 @@
 """`tools/list_methods.py`: the table of what works with what, and that the README shows it."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import list_methods
 import pytest
 
 from ld_plugin import recipes
@@ -12,9 +12,7 @@ from ld_plugin.dense.readers.base import _READERS
 from ld_plugin.registry import DISTILLERS
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
 
-import list_methods  # noqa: E402
 
 COMMAND = 'python tools/list_methods.py --update README.md'
 

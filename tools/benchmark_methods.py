@@ -31,8 +31,7 @@ import benchmark_bccd as bccd
 from mmdet.registry import MODELS
 from mmengine import Config, ConfigDict, DefaultScope
 from mmengine.hub import get_config
-
-from ld_plugin import recipes
+from recipe_names import RECIPES
 
 BASE_CONFIG = bccd.CONFIGS / 'gfl_r18_fpn_12e_bccd.py'
 TEACHER_EPOCHS, STUDENT_EPOCHS = 18, 6
@@ -139,8 +138,8 @@ def distillers_of(method: str) -> ConfigDict:
     for term in method.split('+'):
         names, colon, factor = term.partition(':')
         name, dot, loss = names.partition('.')
-        recipe = getattr(recipes, name, None)
-        if not isinstance(recipe, dict):
+        recipe = RECIPES.get(name)
+        if recipe is None:
             raise ValueError(f'found {name!r}, expected the name of a recipe of ld_plugin.recipes')
         if dot:
             if loss not in recipe:

@@ -49,14 +49,15 @@ from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from recipe_names import RECIPES
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from ld_plugin import recipes
 from ld_plugin.dense.boxes import upright
+from ld_plugin.errors import ConfigError
 from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import valuable_localization_region
 
@@ -159,11 +160,6 @@ DETECTORS = {
     'roi-transformer': Detector('mmrotate::roi_trans/roi-trans-le90_r50_fpn_1x_dota.py'),
 }
 STOCK_LD = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
-RECIPES = {
-    name: value
-    for name, value in vars(recipes).items()
-    if isinstance(value, dict) and not name.startswith('_')
-}
 PRECISIONS = ('fp32', 'bf16')
 ALONE, FLOOR, LD_HEAD = 'student alone', 'floor', 'mmdet LDHead'
 MEGABYTE = 1e6
@@ -611,7 +607,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--size', type=positive, default=320, help='height and width in pixels (default: 320)')
     add('--batch', type=positive, default=2, help='images per step (default: 2)')
-    add('--objects', type=int, default=8, help='per image (default: 8)')
+    add('--objects', type=positive, default=8, help='per image (default: 8)')
     add('--rounds', type=positive, default=15, help='(default: 15)')
     add('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: cpu)')
     add('--threads', type=positive, default=2, help='of the processor (default: 2)')
@@ -649,7 +645,10 @@ def main(args: Sequence[str] | None = None) -> int:
     load = os.getloadavg()
     bench = Bench(options)
     number = (4 if options.detector == 'gfl' else 3) + len(PRECISIONS) * (len(options.recipes) + 1)
-    cases = list(track(bench.cases(), 'building', number, **_PROGRESS))
+    try:
+        cases = list(track(bench.cases(), 'building', number, **_PROGRESS))
+    except ConfigError as error:  # of a recipe that is none for these heads
+        sys.exit(f'--recipes: {error}')
     measure(cases, bench.device, options.rounds)
     results = dict(
         settings={key: value for key, value in vars(options).items() if key != 'json'},

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout w
 from mmengine.config import Config, DictAction
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
-from ld_plugin.annotation_check import Source, config_sources, folder_sources
+from ld_plugin.annotation_check import Report, Source, config_sources, folder_sources
 from ld_plugin.detectors.model_config import own_config_root, read_config, read_file
 from ld_plugin.errors import ConfigError
 
@@ -48,7 +48,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('data', help='a config, or a folder of annotations')
     parser.add_argument('--loaders', nargs='+', choices=LOADERS, help='of a config; otherwise all')
     parser.add_argument(
-        '--classes', nargs='+', metavar='NAME', help='class names that may occur in a folder'
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='class names that may occur in a folder (not of HRSC2016, which has ids)',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -107,7 +110,11 @@ def main() -> int:
     except (ConfigError, OSError, SyntaxError) as error:  # the last two of files that are no config
         sys.exit(str(error))
     for source in sources:
-        report = source.check()
+        try:
+            report = source.check()
+        except (OSError, UnicodeDecodeError) as error:  # of one file; the others are checked, too
+            report = Report()
+            report.error(source.name, f'cannot be read ({error})')
         for problem in report.problems:
             print(problem)
             errors += problem.is_error

@@ -4,7 +4,7 @@ import argparse
 
 
 def random_seed(text: str) -> int:
-    """A number that random generators can begin with.
+    """A number that random generators can begin with, NumPy's too, which mmengine seeds.
 
     Raises:
         argparse.ArgumentTypeError: It is none.

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from command_line import positive
+from command_line import positive, random_seed
 from demo_kinds import HORIZONTAL, ROTATED, Kind, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         help=f'to test on ({_default("test_images")})')  # fmt: skip
     add('--size', type=_size, metavar='WxH',
         help=f'of the images in pixels ({_default("size")})')  # fmt: skip
-    add('--seed', type=_seed, default=0, metavar='N',
+    add('--seed', type=random_seed, default=0, metavar='N',
         help='of data, weights and order (default: %(default)s)')  # fmt: skip
     add('--device', choices=['auto', 'cpu', 'cuda'], default='auto',
         help='what to compute on; auto takes a GPU if there is one (default: auto)')  # fmt: skip
@@ -84,13 +84,6 @@ def _size(text: str) -> tuple[int, int]:
             f'found {text!r}, expected WIDTHxHEIGHT, such as 192x128'
         ) from None
     return width, height
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:  # what NumPy takes, whose global generator mmengine seeds, too
-        raise argparse.ArgumentTypeError(f'found {value}, expected from 0 to {2**32 - 1}')
-    return value
 
 
 def main() -> int:

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout w
 
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
+from recipe_names import RECIPES
 
-from ld_plugin import ConfigError, recipes
+from ld_plugin import ConfigError
 from ld_plugin.dense import HeadSpec, get_reader, registered_heads
 from ld_plugin.dense.rois import RoIReader
 from ld_plugin.detectors.model_config import read_config
@@ -64,11 +65,6 @@ CONFIGS = {
 }
 #: heads of the plugin's that replace the one in their config
 REPLACING = ('DistributionRotatedRetinaHead', 'DistributionRotatedFCOSHead')
-RECIPES = {
-    name: recipe
-    for name, recipe in vars(recipes).items()
-    if isinstance(recipe, dict) and not name.startswith('_')
-}
 BEGIN, END = '<!-- list_methods -->', '<!-- end of list_methods -->'
 Refusals = dict[str, dict[str, str]]
 """By head and recipe why it cannot be built; an empty text where it can."""

@@ -69,6 +69,9 @@ def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
     reader = next(c for c in cls.__mro__ if 'load_data_list' in vars(c)).__name__
     if reader not in _DATASETS:
         return _unchecked(name, f'there is no check for what {reader} reads')
+    if reader != 'DOTADataset' and not dataset.get('ann_file'):
+        problem = Problem(f'{key}.ann_file', 'missing, expected the file of annotations or names')
+        return Source(name, lambda: Report([problem]))
     return Source(name, lambda: _DATASETS[reader](dataset, cls))
 
 
@@ -145,7 +148,7 @@ def folder_sources(folder: Path, classes: Sequence[str] | None = None) -> list[S
 
     Args:
         folder: Where to look.
-        classes: Class names that may occur; None lets every name pass.
+        classes: Class names that may occur; None lets every name pass. HRSC2016 has ids instead.
     """
     found = []
     for path in [folder, *sorted(p for p in folder.rglob('*') if p.is_dir())]:

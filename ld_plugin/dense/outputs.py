@@ -72,7 +72,7 @@ class HeadSpec:
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
         offset_coding: What bins that are values of encoded offsets mean in pixels and radians; None
             where they are not.
-        has_boxes: Whether boxes can be decoded with a gradient.
+        boxes_have_gradient: Whether it passes through the boxes' coder.
         rates_objects_alone: Whether a class logit means something only where there is an object,
             as objectness, another branch, tells background.
         centre_offset: Where in its cell the centre of a prior lies, from 0 (the cell's first
@@ -96,7 +96,7 @@ class HeadSpec:
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
     offset_coding: OffsetCoding | None = None
-    has_boxes: bool = True
+    boxes_have_gradient: bool = True
     rates_objects_alone: bool = False
     centre_offset: float = 0.0
     has_separate_branches: bool = False
@@ -108,8 +108,7 @@ class HeadSpec:
             return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
         rois = {'rois'} if self.rois is not None else set()
-        boxes = {'boxes'} if self.has_boxes else set()
-        return self.extras | {'class_logits', 'features'} | boxes | distributions | rois
+        return self.extras | {'class_logits', 'boxes', 'features'} | distributions | rois
 
 
 @dataclass(frozen=True)
@@ -251,10 +250,7 @@ class DenseOutputs:
 
     def level_boxes(self, level: int) -> Tensor:
         """All decoded boxes of a level, (N, n_l, E) in pixels."""
-        return self.decode_level(level, self._asked_for('box_maps')[level])
-
-    def decode_level(self, level: int, box_map: Tensor) -> Tensor:
-        """Boxes (N, n_l, E) in pixels out of a regression map (N, A * D, H, W) of a level."""
+        box_map = self._asked_for('box_maps')[level]
         boxes = self.decode_rows(box_map.movedim(1, -1), *self.level_grids(level))
         return boxes.unflatten(0, (box_map.shape[0], -1))
 

@@ -41,7 +41,7 @@ def load_checkpoint_file(
         key: Where the user named it, for messages.
 
     Raises:
-        ConfigError: The file is missing, truncated, or not a checkpoint.
+        ConfigError: The file is missing, cannot be read, or is not a checkpoint.
     """
     is_url = '://' in str(checkpoint)
     path = Path(_download(str(checkpoint), key) if is_url else checkpoint).expanduser()
@@ -59,12 +59,18 @@ def load_checkpoint_file(
         )
     try:
         loaded = _load(path, key)
+    except ImportError as error:
+        raise ConfigError(
+            f'{key}: {str(path)!r} holds objects of a package that is not installed ({error}). '
+            'Install it, or save the weights alone.'
+        ) from error
+    except PermissionError as error:
+        raise ConfigError(f'{key}: {str(path)!r} cannot be read ({error}).') from error
     except (
         RuntimeError,
         EOFError,
         pickle.UnpicklingError,
         OSError,
-        ImportError,  # it holds objects of a package that is not installed
         AttributeError,
         LookupError,  # and what else random bytes make of the old format
         ValueError,
@@ -91,13 +97,20 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {re.sub(r'^module\.', '', str(name)): value for name, value in state.items()}
 
 
+def drop_distillers(checkpoint: Mapping[str, Any]) -> None:
+    """Take trainable parts of distillers out of a checkpoint's weights, their averages included."""
+    for state in (checkpoint.get('state_dict', {}), checkpoint.get('ema_state_dict', {})):
+        for key in [k for k in state if k.removeprefix('module.').startswith(ADAPTER_PREFIX)]:
+            del state[key]
+
+
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:
     """Load a checkpoint's weights into ``model``, all of them.
 
     Trainable parts of distillers, which a distilled student's checkpoint may hold, are left out.
 
     Raises:
-        ConfigError: Weights are missing or have other shapes; all are listed.
+        ConfigError: Weights are missing, have other shapes, or are not finite; all are listed.
     """
     state = {
         name: value
@@ -114,6 +127,13 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
         raise _does_not_fit(name, f'it has none of {len(missing)} weights; found {found}. ', [])
     if missing:
         raise _does_not_fit(name, '', missing)
+    # not every step shows them: a processor's kernels clip NaN at 0 with the rest
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    if broken := [key for key, value in weights if not value.isfinite().all()]:
+        raise ConfigError(
+            f'{_KEY}: {name!r} holds NaN or infinity: {", ".join(broken)}. Expected the weights of '
+            'a training that went well; choose an earlier checkpoint.'
+        )
     if unexpected:
         warnings.warn(
             f'{_KEY}: {name!r} holds weights that the teacher does not have: '
@@ -127,7 +147,8 @@ def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return None
-    return classes_of(meta.get('dataset_meta')) or meta.get('CLASSES')
+    names = classes_of(meta.get('dataset_meta')) or meta.get('CLASSES')
+    return (names,) if isinstance(names, str) else names  # a tuple of one without its comma
 
 
 def classes_of(dataset_meta: Any) -> Sequence[str] | None:

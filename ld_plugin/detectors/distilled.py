@@ -60,11 +60,14 @@ class DistilledDetector:
         Raises:
             ConfigError: The config cannot work; nothing has been trained.
         """
-        # not a torch module, hence neither in parameters() nor in state_dict()
-        self.teacher = FrozenTeacher.from_config(teacher)
         spec = self.spec
-        self._match = TeacherMatch(spec, self.teacher.spec_for(spec, self.has_two_stages))
-        self.distillers = build_distillers(distillers, *self._match.specs)
+        # what they draw leaves the generator as it was: the student's weights, which a runner draws
+        # next, are those of the stock detector with the same seed
+        with torch.random.fork_rng(devices=[]):
+            # not a torch module, hence neither in parameters() nor in state_dict()
+            self.teacher = FrozenTeacher.from_config(teacher)
+            self._match = TeacherMatch(spec, self.teacher.spec_for(spec, self.has_two_stages))
+            self.distillers = build_distillers(distillers, *self._match.specs)
         self._check_levels()
         self._check_priors()
         self._check_loss_names(self._own_losses)

@@ -184,7 +184,7 @@ class FrozenTeacher:
             if checkpoint == 'auto':
                 checkpoint = published_checkpoint(cfg['config'])
             loaded = load_checkpoint_file(checkpoint, trained_by=cfg['config'])
-            load_weights(model, loaded, checkpoint)
+            load_weights(model, loaded, str(checkpoint))
             named = class_names(loaded)
         options = {key: cfg[key] for key in _OPTIONS if key in cfg}
         given = cfg.get('classes')
@@ -236,8 +236,8 @@ class FrozenTeacher:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def to(self, device: torch.device) -> 'FrozenTeacher':
-        """Move to ``device``; the precision stays."""
-        if self.device != device:
+        """Move to ``device``; the precision stays. Shapes alone (``'meta'``) teach nobody."""
+        if self.device != device and device.type != 'meta':  # where copies of the student share it
             for module in self._model.modules():
                 if isinstance(module, PackedConv2d):
                     module.unpack()

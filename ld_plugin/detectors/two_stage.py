@@ -87,6 +87,11 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
         Args:
             batch_inputs: (N, 3, H, W), normalised and padded.
             batch_data_samples: Ground truth and meta information of every image.
+
+        Raises:
+            ConfigError: What only data show does not fit: class names, sizes of levels, a head
+                whose predictions have no gradient though it is trained.
+            NonFiniteTeacherError: The teacher's output cannot be learned from.
         """
         if 'rois' not in self.teacher.reads:
             return super().observe(batch_inputs, batch_data_samples)

@@ -128,6 +128,12 @@ class Distiller(nn.Module, ABC):
         of_student = self.region.reads_of_student if self.region else frozenset()
         check_offers(key, 'student', student, reads | self.reads_of_student | of_student)
         check_offers(key, 'teacher', teacher, reads)
+        if 'boxes' in self.reads and not student.boxes_have_gradient:
+            raise ConfigError(
+                f"{key}: the boxes of the student's head {student.name} pass no gradient on, so "
+                'they cannot learn from others. Choose a distiller that reads no boxes, or another '
+                'head.'
+            )
         check_equal(
             key,
             'strides of the levels',
@@ -377,8 +383,8 @@ def check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) ->
     if missing:
         raise ConfigError(
             f"{key}: the {owner}'s head {spec.name} has no {_in_words(missing)}, which this "
-            f'distiller needs. It offers {_in_words(spec.offers)}; choose a distiller that reads '
-            'those, or another head.'
+            f'distiller or its region needs. It offers {_in_words(spec.offers)}; choose a '
+            'distiller that reads those, or another head.'
         )
 
 

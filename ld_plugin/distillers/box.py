@@ -21,7 +21,7 @@ from ..dense import DenseOutputs, DistillationContext, HeadSpec
 from ..dense.outputs import prior_views
 from ..errors import ConfigError
 from ..losses import eager_gradient, pieces_of
-from ..losses.box import SIDES
+from ..losses.box import with_extent
 from ..losses.eager_gradient import levels_at_once, numbers_at_once
 from ..regions.geometry import general_instance_scores, level_instance_scores
 from ..registry import DISTILLERS
@@ -213,26 +213,12 @@ def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights
     """
     if len(student) == 0:
         return student.sum()  # the stock IoU of no boxes has no gradient
-    teacher = teacher.detach()
-    # some stock losses divide 0 by 0 between equal boxes: in place of these stand others that do
-    # not count
-    equal = (student == teacher).all(-1)
-    student = student.where(~equal[:, None], teacher + 1)
+    student, teacher = with_extent(student), with_extent(teacher.detach())
+    # some stock losses divide 0 by 0 between equal boxes, and what does not count may be anything:
+    # in place of these stand others
+    unused = (student == teacher).all(-1) | (weights == 0)
+    student = student.where(~unused[:, None], teacher + 1)
     # weighted here: the stock losses look at their weights, for which they wait for the device
-    rows = loss(_with_extent(student), _with_extent(teacher), reduction_override='none')
+    rows = loss(student, teacher, reduction_override='none')
     rows = rows.flatten(1).sum(1) if rows.dim() > 1 else rows
-    return (rows * weights.masked_fill(equal, 0)).sum()
-
-
-def _with_extent(boxes: Tensor) -> Tensor:
-    """Horizontal boxes (K, 4) whose sides are not shorter than a hundredth of a pixel.
-
-    Far from objects a head whose distances may be negative predicts boxes inside out, on which the
-    overlaps of the stock losses are unbounded, and one whose distances are clamped boxes without
-    extent, on which some divide by 0. Losses of rotated boxes, which stay as they are, see to
-    this themselves.
-    """
-    if boxes.shape[-1] != 4:
-        return boxes
-    first, second = boxes.split(2, dim=-1)
-    return torch.cat([first, torch.maximum(first + SIDES[0], second)], dim=-1)
+    return (rows.to(weights.dtype) * weights.masked_fill(unused, 0)).sum()

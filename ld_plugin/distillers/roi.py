@@ -9,7 +9,7 @@ from ..dense import DistillationContext, HeadSpec
 from ..dense.positions import mean_counts
 from ..dense.rois import RoIStage
 from ..errors import ConfigError
-from ..losses import DecoupledLoss, DistillationLoss
+from ..losses import DecoupledLoss
 from ..registry import DISTILLERS
 from .base import KINDS, Distiller, check_equal, check_offers
 from .schedules import Schedule
@@ -107,9 +107,6 @@ class RoIClassificationDistiller(ProposalDistiller):
         )
     )
 
-    def __init__(self, loss: DistillationLoss, schedule: Schedule | None = None) -> None:
-        super().__init__(loss, schedule)
-
     def of_stage(self, stage: RoIStage) -> Tensor:
         (count,) = mean_counts([stage.label_weights > 0])
         return self.loss(stage.student, stage.teacher, stage.label_weights, avg_factor=count)
@@ -129,9 +126,6 @@ class DecoupledRoIClassificationDistiller(ProposalDistiller):
 
     loss_base = DecoupledLoss
     defaults: ClassVar = dict(loss=dict(type='DecoupledLoss'))
-
-    def __init__(self, loss: DecoupledLoss, schedule: Schedule | None = None) -> None:
-        super().__init__(loss, schedule)
 
     def of_stage(self, stage: RoIStage) -> Tensor:
         background = stage.student.shape[1] - 1

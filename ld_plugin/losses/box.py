@@ -98,13 +98,22 @@ def _overlaps(pred: Tensor, target: Tensor) -> Tensor:
 @cache
 def _gaussian_loss(kind: str) -> Callable[..., Tensor]:
     loss = MODELS.build(GAUSSIAN[kind])
-    return lambda pred, target, *how: loss(_with_extent(pred), _with_extent(target), *how)
+    return lambda pred, target, *how: loss(with_extent(pred), with_extent(target), *how)
 
 
-def _with_extent(boxes: Tensor) -> Tensor:
-    """Boxes whose Gaussians' covariances have determinants that do not round to 0, in float64.
+def with_extent(boxes: Tensor) -> Tensor:
+    """Boxes (K, E) that losses can compare, whatever an untrained head predicts.
 
-    Untrained heads predict boxes without a width, and float32 knows no long thin ones.
+    Far from objects a head whose distances may be negative predicts boxes inside out, on which the
+    overlaps of the stock losses are unbounded, and one whose distances are clamped boxes without
+    extent, on which some divide by 0; exponentials of offsets make sides whose product float32
+    does not hold. Sides are not shorter here than a hundredth of a pixel, and neither coordinates
+    of horizontal boxes nor sides of rotated ones larger than 1e5 pixels. Rotated boxes are given in
+    float64, in which the determinants of long thin Gaussians' covariances do not round to 0.
     """
-    boxes = boxes.double()
-    return torch.cat([boxes[:, :2], boxes[:, 2:4].clamp(*SIDES), boxes[:, 4:]], dim=1)
+    if is_rotated(boxes):
+        boxes = boxes.double()
+        return torch.cat([boxes[:, :2], boxes[:, 2:4].clamp(*SIDES), boxes[:, 4:]], dim=1)
+    shortest, longest = SIDES
+    first, second = boxes.clamp(-longest, longest).split(2, dim=-1)
+    return torch.cat([first, torch.maximum(first + shortest, second)], dim=-1)

@@ -28,7 +28,7 @@ class GTCellsRegion(Region):
             FPN's rule and the published 56 at stride 4.
 
     Raises:
-        ConfigError: A value out of its range.
+        ConfigError: A value out of its range, or ``finest_scale`` where sizes are not looked at.
     """
 
     def __init__(self, levels: str = 'size', finest_scale: float | None = None) -> None:
@@ -36,6 +36,11 @@ class GTCellsRegion(Region):
             raise ConfigError(f'levels: found {levels!r}, expected one of {LEVELS}.')
         if finest_scale is not None:
             check_above_zero(finest_scale=finest_scale)
+            if levels != 'size':
+                raise ConfigError(
+                    f'finest_scale: found {finest_scale} beside levels={levels!r}, which does not '
+                    "look at sizes. Leave it out, or set levels='size'."
+                )
         self.levels = levels
         self.finest_scale = finest_scale
 

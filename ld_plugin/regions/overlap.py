@@ -14,7 +14,8 @@ class OverlapRegion(Region):
     """Region of rotated localization distillation (Zheng et al., TPAMI 2023).
 
     Priors whose IoU with an object is at least a share of the assigner's threshold, without an
-    upper bound; each counts with that IoU.
+    upper bound. Localization distillation, and that of classes with ``weights='region'``, count
+    each with that IoU; the other distillers count all alike.
 
     ``dict(type='OverlapRegion')``
 

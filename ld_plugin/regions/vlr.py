@@ -14,7 +14,8 @@ from .geometry import OVERLAPS, valuable_localization_region
 class ValuableLocalizationRegion(Region):
     """Priors that overlap an object, but less than positives do (Zheng et al., CVPR 2022, Alg. 1).
 
-    ``dict(type='ValuableLocalizationRegion')``; each prior counts with its IoU.
+    ``dict(type='ValuableLocalizationRegion')``. Localization distillation, and that of classes with
+    ``weights='region'``, count each prior with its IoU; the other distillers count all alike.
 
     Args:
         alpha: Lower bound of the overlap, as a share of the assigner's threshold; in (0, 1).

@@ -30,7 +30,7 @@ def test_boxes_are_what_the_coder_makes_of_the_anchors(head: nn.Module) -> None:
     outs = head(features)
     outputs = get_reader(head).read(outs, features)
     assert outputs.spec.box_dim == outputs.priors.shape[1] == 5
-    assert 'boxes' not in outputs.spec.offers  # their coder has no gradient
+    assert not outputs.spec.boxes_have_gradient
     rows = level_rows(outs[1][0], 3)[1].detach()
     anchors = HorizontalBoxes(without_angle(outputs.priors[: len(rows)]))
     expected = head.bbox_coder.decode(anchors, rows).tensor

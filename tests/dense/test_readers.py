@@ -507,9 +507,9 @@ def test_logits_of_probabilities() -> None:
     torch.testing.assert_close(logits(logit.sigmoid().float()), logit.float(), atol=0.2, rtol=0)
     small = logit[:30]
     torch.testing.assert_close(logits(small.sigmoid().float()), small.float())
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         ends = logits(torch.tensor([0.0, 1.0], dtype=dtype))
-        assert ends.dtype == torch.float32
+        assert ends.dtype == (dtype if dtype == torch.float64 else torch.float32)
         assert ends.isfinite().all()
         assert ends[0] < -27 and ends[1] > 5
 

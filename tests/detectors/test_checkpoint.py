@@ -1,5 +1,6 @@
 """Reading checkpoints: from everywhere, safely, and completely or not at all."""
 
+import re
 import sys
 import threading
 import warnings
@@ -91,6 +92,28 @@ def test_path(checkpoint: Path) -> None:
     found = teacher(checkpoint)
     assert torch.equal(weight(found), expected_weight())
     assert found.classes == CLASSES
+
+
+@pytest.mark.parametrize('meta', [dict(CLASSES='ship'), dict(dataset_meta=dict(classes='ship'))])
+def test_a_text_is_the_name_of_one_class(meta: dict) -> None:
+    assert class_names(dict(meta=meta)) == ('ship',)
+
+
+def test_a_checkpoint_of_another_model_is_named_as_it_was_given(checkpoint: Path) -> None:
+    cfg = dict(config=dict(model=tiny_gfl(num_classes=5)), checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match=f"checkpoint: '{checkpoint}' does not fit"):
+        FrozenTeacher.from_config(cfg)
+
+
+@pytest.mark.parametrize('broken', ['backbone.bn1.running_var', 'backbone.layer4.1.conv2.weight'])
+def test_weights_that_are_not_finite(broken: str, checkpoint: Path) -> None:
+    """Which the ReLUs of a processor's kernels would make 0."""
+    content = torch.load(checkpoint)
+    content['state_dict'][broken].view(-1)[3] = torch.nan
+    torch.save(content, checkpoint)
+    message = f"'{checkpoint}' holds NaN or infinity: {broken}. Expected the weights of a training"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        teacher(checkpoint)
 
 
 def test_path_in_the_home_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +352,21 @@ def test_objects_of_a_missing_package(tmp_path: Path) -> None:
         del sys.modules['not_installed']
     with pytest.warns(UserWarning, match='can run code'), pytest.raises(ConfigError) as error:
         load_checkpoint_file(path)
-    assert "No module named 'not_installed'" in str(error.value)
+    assert str(error.value) == (
+        f"model.teacher.checkpoint: '{path}' holds objects of a package that is not installed (No "
+        "module named 'not_installed'). Install it, or save the weights alone."
+    )
+
+
+def test_a_file_that_may_not_be_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(torch, 'load', refuse)
+    with pytest.raises(
+        ConfigError, match=r"teacher.pth' cannot be read \(.*Permission denied\)\.$"
+    ):
+        load_checkpoint_file(checkpoint)
 
 
 def test_tensor_instead_of_a_dict(tmp_path: Path) -> None:

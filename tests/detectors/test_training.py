@@ -1,10 +1,12 @@
 """Distillation under what mmengine's runner does around a model."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub
@@ -20,7 +22,7 @@ from ld_plugin.distillers.schedules import (
     LinearWarmupSchedule,
 )
 from ld_plugin.errors import ConfigError
-from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, rm_pfi
+from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, ld_main, rm_pfi
 from ld_plugin.runner import DistillationRunner, EvaluationRunner
 from tests.families import tiny
 from tests.models import (
@@ -430,6 +432,63 @@ def test_one_process_writes_the_config(
     vars(runner).update(cfg=Config(dict(one=1)), _work_dir=str(tmp_path))
     runner.dump_config()
     assert [path.name for path in tmp_path.iterdir()] == ([] if rank else [file])
+
+
+def test_another_file_beside_the_config_is_left_alone(tmp_path: Path) -> None:
+    base, mine = tmp_path / 'config.py', tmp_path / 'mine.py'
+    base.write_text('one = 1  # as its author wrote it')
+    mine.write_text("_base_ = 'config.py'")
+    runner = DistillationRunner.__new__(DistillationRunner)
+    for config, written in ((mine, 'mine_config.py'), (base, 'config.py')):
+        vars(runner).update(cfg=Config.fromfile(config), _work_dir=str(tmp_path))
+        before = base.read_text()
+        runner.dump_config()
+        assert Config.fromfile(tmp_path / written).one == 1
+        assert (base.read_text() == before) == (config == mine)
+
+
+def test_hooks_of_an_evaluation_see_no_distillers() -> None:
+    """As EMA's, which may load strictly."""
+    seen = []
+
+    class Look(Hook):
+        def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+            seen.append({key: list(state) for key, state in checkpoint.items()})
+
+    runner = EvaluationRunner.__new__(EvaluationRunner)
+    vars(runner).update(_hooks=[Look()])
+    checkpoint = dict(
+        state_dict={'neck.weight': 1, 'distillers.pfi.adapter.weight': 2},
+        ema_state_dict={
+            'steps': 0,
+            'module.neck.weight': 1,
+            'module.distillers.pfi.adapter.bias': 2,
+        },
+    )
+    runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+    assert seen == [
+        dict(state_dict=['neck.weight'], ema_state_dict=['steps', 'module.neck.weight'])
+    ]
+
+
+@pytest.mark.parametrize('distillers', [ld_main, ld_main | defeat], ids=['', 'with an adapter'])
+def test_a_seed_gives_the_students_weights_of_the_stock_detector(distillers: dict) -> None:
+    """Whatever the teacher and the distillers draw."""
+    models = []
+    for cfg in (tiny_gfl(), tiny_distilled(distillers=distillers)):
+        cfg.backbone.init_cfg = dict(type='Kaiming', layer='Conv2d')
+        torch.manual_seed(3)
+        models.append(MODELS.build(cfg))
+        models[-1].init_weights()
+    stock, student = (model.state_dict() for model in models)
+    assert all(torch.equal(value, student[key]) for key, value in stock.items())
+
+
+def test_shapes_of_a_copy_leave_the_teacher_alone() -> None:
+    model = build(tiny_distilled(distillers=ld_main))
+    expected = losses(model, batch())['loss_ld']
+    assert next(deepcopy(model).to('meta').parameters()).is_meta
+    torch.testing.assert_close(losses(model, batch())['loss_ld'], expected)
 
 
 def test_compiled_steps_learn_the_same() -> None:

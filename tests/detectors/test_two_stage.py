@@ -19,7 +19,7 @@ from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
 from ld_plugin.errors import ConfigError, NonFiniteTeacherError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
-from ld_plugin.recipes import bckd, defeat_two_stage, ld_full, pkd
+from ld_plugin.recipes import bckd, defeat_two_stage, imitation_gi, ld_full, pkd
 from tests import brute_force
 from tests.families import ROTATED_TWO_STAGE, TWO_STAGE, fit_boxes, scope, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
@@ -671,13 +671,23 @@ def other_angles(family: str) -> ConfigDict:
             'oriented_rcnn',
             lambda: tiny('oriented_rcnn'),
             bckd,
-            r"distillers.bckd_box: the student's head OrientedRPNHead has no boxes",
+            r"distillers.bckd_box: the boxes of the student's head OrientedRPNHead pass no",
         ),
     ],
 )
 def test_bad_rotated_configs(student: str, teacher: Any, distillers: Mapping, message: str) -> None:
     with pytest.raises(ConfigError, match=r'^model.' + message):
         rotated_pair(student, teacher(), distillers)
+
+
+@needs_mmrotate
+def test_regions_look_at_boxes_that_pass_no_gradient() -> None:
+    model = rotated_pair('oriented_rcnn', 'oriented_rcnn', imitation_gi)
+    model.rpn_head.rpn_cls.weight.data.normal_()  # so that both models differ somewhere
+    loss = losses(model, data_of('oriented_rcnn'))['loss_im']
+    loss.backward()
+    assert loss > 0
+    assert any(p.grad is not None and p.grad.any() for p in model.neck.parameters())
 
 
 def test_classes_with_an_objectness_of_their_own_are_refused() -> None:

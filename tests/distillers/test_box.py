@@ -12,6 +12,7 @@ from ld_plugin.dense import DistillationContext
 from ld_plugin.distillers import Distiller, build_distillers
 from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
+from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import general_instance_scores
 from tests import brute_force
 from tests.contexts import context
@@ -157,6 +158,44 @@ def test_boxes_that_stock_losses_cannot_compare(
         assert not boxes.grad[0].any()
     assert value.isfinite()
     assert boxes.grad.abs().max() < 1e3
+
+
+@pytest.mark.parametrize('loss', ['BoxLoss', *(kind.__name__ for kind in OF_HORIZONTAL_BOXES)])
+@pytest.mark.parametrize('weight', [0.0, 1.0])
+def test_boxes_whose_area_overflows(loss: str, weight: float) -> None:
+    """As the exponential of a background cell's offset may be."""
+    huge = [-1e19, -2e19, 3e19, 4e19]
+    boxes = torch.tensor([huge, EQUAL, huge], dtype=torch.float32).requires_grad_()
+    others = torch.tensor([EQUAL, APART, [-2e19, -2e19, 3e19, 5e19]])
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        compare = MODELS.build(dict(type=loss))
+    value = weighted_box_loss(compare, boxes, others, torch.tensor([weight, 1.0, weight]))
+    value.backward()
+    alone = compare(boxes[1:2], others[1:2], reduction_override='none').detach().sum()
+    assert value.isfinite()
+    assert boxes.grad.isfinite().all()
+    assert value.item() >= alone.item()
+    assert weight or value.item() == alone.item()
+
+
+@pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
+@pytest.mark.parametrize('loss', ['GDLoss', 'GDLoss_v1'])
+@pytest.mark.parametrize('kind', ['kld', 'gwd'])
+def test_rotated_boxes_that_stock_losses_cannot_compare(loss: str, kind: str) -> None:
+    """Without a width, inside out, or so thin that a determinant rounds to 0."""
+    with DefaultScope.overwrite_default_scope('mmrotate'):
+        compare = MODELS.build(dict(type=loss, loss_type=kind))
+    good = [30.0, 30, 20, 10, 0.3]
+    odd = [[30.0, 30, 0, 10, 0.3], [30.0, 30, -4, -9, 0.3], [30.0, 30, 4e4, 1e-3, 0.3]]
+    boxes = torch.tensor([good, *odd, *odd]).requires_grad_()
+    others = torch.tensor([[32.0, 30, 20, 12, 0.1], *([good] * 3), *odd]) + 0.25
+    value = weighted_box_loss(compare, boxes, others, torch.ones(7))
+    value.backward()
+    assert value > 0
+    assert value.isfinite()
+    assert value.dtype == torch.float32
+    assert boxes.grad.isfinite().all()
+    assert boxes.grad[0].any()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ld_plugin.dense import DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.detectors.packed_convolution import PackedConv2d
-from ld_plugin.distillers import CrossHeadDistiller, build_distillers, crosshead
+from ld_plugin.distillers import CrossHeadDistiller, box, build_distillers, crosshead
 from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import channel_statistics
@@ -109,15 +109,26 @@ def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize('distributions', [True, False])
 @pytest.mark.parametrize('separate', [True, False])
 @pytest.mark.parametrize('numbers_at_once', [1, 2**20])
+@pytest.mark.parametrize('in_pieces', [True, False])
 def test_values(
     priors_per_cell: int,
     distributions: bool,
     separate: bool,
     numbers_at_once: int,
+    in_pieces: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether the levels are compared one by one or all together."""
+    """Whether the levels are compared one by one or all together, whole or cut."""
     monkeypatch.setattr(crosshead, 'numbers_at_once', lambda level_map: numbers_at_once)
+    cut = []
+    if in_pieces:
+
+        def pieces_of(level: Tensor, *_: Any, **__: Any) -> int:
+            cut.append(min(4, level.shape[1]))
+            return cut[-1]
+
+        monkeypatch.setattr(crosshead, 'pieces_of', pieces_of)
+        monkeypatch.setattr(box, 'pieces_of', pieces_of)
     step = cross_context(priors_per_cell, distributions, separate)
     weights = step.assignment.label_weights
     weights[0, :7], weights[1, 3] = 0, 2
@@ -137,6 +148,7 @@ def test_values(
     found.backward()
     for levels in step.student.head_features[1]:
         assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
+    assert (max(cut, default=1) > 1) == in_pieces
 
 
 def test_weights_of_the_parts() -> None:

@@ -27,7 +27,7 @@ def step(request: pytest.FixtureRequest) -> DistillationContext:
     return context(images=4, priors_per_cell=request.param)
 
 
-def neck_loss(step: DistillationContext, distiller: Distiller, region: str) -> Tensor:
+def neck_loss(step: DistillationContext, distiller: Distiller) -> Tensor:
     """By the formula, in plain autograd."""
     total, levels = 0.0, len(step.student.features)
     valid = prior_views(step.assignment.valid, step.student.level_shapes)
@@ -45,7 +45,7 @@ def neck_loss(step: DistillationContext, distiller: Distiller, region: str) -> T
 @pytest.mark.parametrize('region', ['GTCellsRegion', 'InsideGTRegion', 'MainRegion'])
 def test_neck_follows_the_formula(step: DistillationContext, region: str) -> None:
     distiller = make(step, **dict(defeat['defeat_neck'], region=dict(type=region)))
-    loss, expected = distiller(step), neck_loss(step, distiller, region)
+    loss, expected = distiller(step), neck_loss(step, distiller)
     torch.testing.assert_close(loss, expected)
     trained = [*step.student.features, *distiller.parameters()]
     gradients = torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +15,6 @@ from ld_plugin.distillers import (
     box,
     build_distillers,
     classification,
-    crosshead,
     decoupled,
     feature,
     prediction_guided,
@@ -94,11 +92,7 @@ def large_step(classes: int, channels: int) -> DistillationContext:
 
 
 def prepared(recipe: str, step: DistillationContext) -> Callable[[], Tensor]:
-    MessageHub.get_current_instance().update_info('max_iters', 1)
-    cfg = {k: dict(v, schedule=None) for k, v in getattr(recipes, recipe).items()}
-    for distiller in cfg.values():
-        del distiller['schedule']
-    distillers = build_distillers(cfg, step.student.spec, step.teacher.spec)
+    distillers = build_distillers(getattr(recipes, recipe), step.student.spec, step.teacher.spec)
     return lambda: sum(distiller(step) for distiller in distillers.values())
 
 
@@ -115,7 +109,7 @@ def large_tensors(recipe: str, step: DistillationContext, maps: str) -> list[str
 
 @pytest.mark.parametrize(
     ('recipe', 'gradients'),
-    [('bckd', 1), ('rm_pfi', 1), ('defeat', 1), ('imitation_gi', 0), ('ld_full', 1)],
+    [('bckd', 1), ('rm_pfi', 1), ('defeat', 1), ('imitation_gi', 0), ('ld_full', 0)],
 )
 def test_one_gradient_is_all_that_is_as_large_as_the_logits(recipe: str, gradients: int) -> None:
     found = large_tensors(recipe, large_step(classes=80, channels=2), 'class_maps')
@@ -136,12 +130,11 @@ def test_one_gradient_is_all_that_is_as_large_as_the_features(recipe: str, other
     assert len(found) <= 1 + others, found
 
 
-LOOKING_IN_PIECES = box, classification, crosshead, decoupled, feature, prediction_guided, geometry
+#: CrossKD, which no recipe of these tests is, has tests of its own
+LOOKING_IN_PIECES = box, classification, decoupled, feature, prediction_guided, geometry
 
 
-@pytest.mark.parametrize(
-    'recipe', ['bckd', 'rm_pfi', 'fitnet', 'pkd', 'defeat', 'imitation_gi', 'ld_full']
-)
+@pytest.mark.parametrize('recipe', ['bckd', 'rm_pfi', 'fitnet', 'pkd', 'defeat', 'imitation_gi'])
 def test_pieces_change_neither_loss_nor_gradient(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,12 +147,18 @@ def test_pieces_change_neither_loss_nor_gradient(
         value = prepared(recipe, step)()
         return [value, *torch.autograd.grad(value, maps, allow_unused=True, materialize_grads=True)]
 
-    whole = measured()
+    whole, cut = measured(), []
+
+    def pieces_of(level: Tensor, *_: Any, **__: Any) -> int:
+        cut.append(level.shape[1])
+        return level.shape[1]
+
     for module in LOOKING_IN_PIECES:
-        monkeypatch.setattr(module, 'pieces_of', lambda level, **_: level.shape[1])
+        monkeypatch.setattr(module, 'pieces_of', pieces_of)
     monkeypatch.setattr(box, 'levels_at_once', lambda sizes, _: [[i] for i in range(len(sizes))])
     for found, expected in zip(measured(), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert max(cut) > 1
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,10 @@ def test_without_objects_it_is_empty():
     [
         (dict(levels='area'), "levels: found 'area', expected one of"),
         (dict(finest_scale=0), 'finest_scale: found 0, expected a finite number above 0'),
+        (
+            dict(levels='assigner', finest_scale=56),
+            "finest_scale: found 56 beside levels='assigner', which does not look at sizes",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str):

@@ -1,19 +1,14 @@
 """The valuable localization region at full size: 22 300 priors (800 x 1333 pixels), 50 objects."""
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from benchmark_speed import region_by_sorting
 from torch import Tensor
 
 from ld_plugin.regions.geometry import valuable_localization_region
 from tests import brute_force
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
-
-from benchmark_speed import region_by_sorting
 
 
 def shortest(function: Callable[[], Tensor], repeats: int = 5) -> float:

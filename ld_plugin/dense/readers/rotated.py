@@ -53,14 +53,14 @@ class AngleBranchRetinaReader(AnchorReader):
 class OrientedRPNReader(AnchorReader):
     """Reads ``OrientedRPNHead``: six offsets, of upright anchors.
 
-    Its coder has no gradient, so there are no boxes to distil.
+    Its coder has no gradient, so regions can look at its boxes, but they cannot learn.
     """
 
     box_dim = 5
 
     @property
     def spec(self) -> HeadSpec:
-        return replace(super().spec, has_boxes=False)
+        return replace(super().spec, boxes_have_gradient=False)
 
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
         return upright(super().priors(sizes, device))

@@ -39,7 +39,8 @@ class TOODReader(ATSSReader):
 
 
 def logits(probabilities: Tensor) -> Tensor:
-    """The logits of probabilities in [0, 1], finite in float32 whatever was rounded to 0 or 1."""
+    """The logits of probabilities in [0, 1], in at least float32, finite even of 0 and 1."""
     largest = 1 - torch.finfo(probabilities.dtype).eps / 2  # the largest number below 1
-    p = probabilities.float().clamp(min=SMALLEST_PROBABILITY, max=largest)
+    wide = torch.promote_types(probabilities.dtype, torch.float32)
+    p = probabilities.to(wide).clamp(min=SMALLEST_PROBABILITY, max=largest)
     return p.log() - (-p).log1p()
