@@ -42,8 +42,8 @@ def test_models_build(family: str, tmp_path: Path) -> None:
         ('teacher', 'gfl_r18_fpn_18e_bccd.py'),
         ('alone', 'gfl_r18-half_fpn_6e_bccd.py'),
         (
-            'ld_full+bckd:2+rm_pfi+defeat:2',
-            'ld-bckd2-rm-pfi-defeat2_r18-half-gfl-r18_fpn_6e_bccd.py',
+            'ld_main+ld_full.ld_vlr+ld_full.kd:0.1+bckd:2+rm_pfi+defeat:2',
+            'ld-kd1-bckd2-rm-pfi-defeat2_r18-half-gfl-r18_fpn_6e_bccd.py',
         ),
     ],
 )

@@ -91,9 +91,11 @@ def lacks(recipe: Recipe, spec: HeadSpec) -> set[str]:
     """What a recipe needs and a head does not have."""
     types = {cfg['type'] for cfg in recipe.values()}
     needed = {NEEDS.get(name, 'features') for name in types}
-    if any(value in (('on', 'iou'), ('type', 'GIRegion')) for value in walk(recipe)):
+    if ('on', 'iou') in walk(recipe):
         needed.add('boxes')
     missing = needed - spec.offers
+    if 'boxes' in needed and not spec.boxes_have_gradient:
+        missing.add('gradient')
     if spec.num_classes == 1 and 'DecoupledClassificationDistiller' in types:
         missing.add('several classes')  # its distributions are over the classes
     return missing
@@ -373,7 +375,7 @@ def test_ignored_objects_are_left_out(family: str) -> None:
 
 @pytest.mark.parametrize('kind', ['nothing', 'objects'])
 @pytest.mark.parametrize('rotated', ROTATED_BOX_LOSSES)
-@pytest.mark.parametrize('family', [f for f in ROTATED if 'boxes' in SPECS[f].offers])
+@pytest.mark.parametrize('family', [f for f in ROTATED if SPECS[f].boxes_have_gradient])
 def test_unusual_objects_with_every_box_loss(family: str, rotated: str, kind: str) -> None:
     """What is compared on a GPU, too: untrained heads predict boxes inside out."""
     loss = dict(type='BoxLoss', rotated=rotated)

@@ -1,5 +1,5 @@
 # What brought most by the short schedule: the four papers together, LD, rank mimicking and PFI at
-# their published weights, BCKD and DeFeat at twice theirs.
+# their published weights, BCKD and DeFeat at twice theirs, KD at a tenth.
 _base_ = 'gfl_r18-half_fpn_6e_bccd.py'
 from ld_plugin.recipes import bckd, defeat, ld_full, rm_pfi
 
@@ -10,7 +10,10 @@ model = dict(
         checkpoint='work_dirs/gfl_r18_fpn_18e_bccd/epoch_18.pth',
     ),
     distillers=dict(
-        **ld_full,
+        **dict(
+            ld_full,
+            kd=dict(ld_full['kd'], schedule=dict(type='ConstantSchedule', value=0.1)),
+        ),
         **rm_pfi,
         **{
             key: dict(distiller, schedule=dict(type='ConstantSchedule', value=2.0))
