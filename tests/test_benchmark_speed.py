@@ -120,6 +120,12 @@ def test_sizes_are_those_of_the_detector(
     assert found in capsys.readouterr().err
 
 
+def test_a_recipe_that_does_not_fit_is_named() -> None:
+    options = '--detector retinanet --teacher 18 --channels 32 --size 64 --recipes ld_main'
+    with pytest.raises(SystemExit, match=r'^--recipes: model\.distillers\.ld: the student'):
+        benchmark.main(options.split())
+
+
 def test_ratios_are_taken_within_a_round() -> None:
     """The machine got ten times slower halfway; the ratio is 2 throughout."""
     fast = torch.tensor([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]).numpy()

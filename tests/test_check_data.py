@@ -762,6 +762,26 @@ def test_config_of_a_package(
         run(monkeypatch, 'mmdet::gfl/gone.py')
 
 
+def test_a_file_that_cannot_be_read_does_not_end_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    broken = dict(type='CocoDataset', ann_file=str(tmp_path), data_prefix=dict(img=''))
+    voc(tmp_path, '>plane<', '>zebra<')
+    (tmp_path / 'names.txt').write_bytes(b'\xff')
+    names = dict(
+        type='VOCDataset',
+        data_root=str(tmp_path),
+        ann_file='names.txt',
+        data_prefix=dict(sub_data_root=str(tmp_path)),
+    )
+    config = f'train_dataloader = dict(dataset={broken})\nval_dataloader = dict(dataset={names})'
+    assert run(monkeypatch, text(tmp_path / 'two.py', config)) == 1
+    out = capsys.readouterr().out
+    assert f'{tmp_path} (train_dataloader.dataset): error: cannot be read (' in out
+    assert f'{tmp_path}/names.txt (val_dataloader.dataset): error: cannot be read (' in out
+    assert out.endswith('errors: 2, warnings: 0\n')
+
+
 def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # whoever runs the tests may have data
     with pytest.raises(SystemExit, match=r'found nothing to check, expected annfiles/\*\.txt'):
