@@ -12,6 +12,8 @@ from .data_check import training_classes
 from .detectors.checkpoint import drop_distillers
 from .detectors.distilled import DistilledDetector
 
+_FIRST_LINE = '# The whole config of a run, written when it began.\n'
+
 
 @RUNNERS.register_module()
 class DistillationRunner(Runner):
@@ -42,14 +44,15 @@ class DistillationRunner(Runner):
 
         In an editable install MIM looks for a config's name in the whole source tree, work folders
         included, and refuses a name found twice: a copy of that name would make every second
-        ``mim train mmdet-ld-plugin NAME`` fail. Beside the config file itself another file of that
-        name, which may be its base, is left alone: there its own name comes before.
+        ``mim train mmdet-ld-plugin NAME`` fail. A file of the name that
+        somebody else wrote, such as the config's base, is left alone: there its own name comes
+        before.
         """
-        ran, target = Path(self.cfg.filename or ''), Path(self.work_dir, self.config_file)
-        beside = ran.parent.resolve() == target.parent.resolve() and ran.name != target.name
-        if beside and target.exists():
-            target = target.with_name(f'{ran.stem}_{self.config_file}')
+        target = Path(self.work_dir, self.config_file)
+        if target.exists() and not target.read_text(encoding='utf-8').startswith(_FIRST_LINE):
+            target = target.with_name(f'{Path(self.cfg.filename or "run").stem}_{target.name}')
         self.cfg.dump(target)
+        target.write_text(_FIRST_LINE + target.read_text(encoding='utf-8'), encoding='utf-8')
 
 
 class EvaluationRunner(DistillationRunner):
