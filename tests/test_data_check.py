@@ -158,6 +158,16 @@ def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
     assert f'--cfg-options {key}=PATH' in str(error.value)
 
 
+def last_words(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: str) -> str:
+    """With which a program ends at once."""
+    tool = Path(__file__).resolve().parents[1] / 'tools' / program
+    monkeypatch.setattr(sys, 'argv', [program, *arguments])
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which the program sets otherwise
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(tool), run_name='__main__')
+    return str(stopped.value.code)
+
+
 @pytest.mark.parametrize(
     ('program', 'section'),
     [('train.py', 'train_dataloader'), ('test.py', 'test_dataloader')],
@@ -167,15 +177,19 @@ def test_programs_stop_with_the_message(
 ) -> None:
     path = tmp_path / 'mine.py'
     path.write_text(f'{section} = dict(dataset={dataset("data/nowhere/")})\n')
-    tool = Path(__file__).resolve().parents[1] / 'tools' / program
     checkpoint = ['student.pth'] if program == 'test.py' else []
-    monkeypatch.setattr(sys, 'argv', [program, str(path), *checkpoint])
-    monkeypatch.setenv('LOCAL_RANK', '0')  # which the program sets otherwise
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(tool), run_name='__main__')
-    first, second = str(stopped.value.code).splitlines()
+    first, second = last_words(monkeypatch, program, str(path), *checkpoint).splitlines()
     assert first == f'{path}: the data of this config is not there:'
     assert second.startswith(f"{section}.dataset.data_root: folder 'data/nowhere/' not found")
+
+
+def test_a_learning_rate_that_cannot_be_scaled_stops_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text('train_dataloader = dict()\n')
+    words = last_words(monkeypatch, 'train.py', str(path), '--auto-scale-lr')
+    assert words.startswith(f'{path}: auto_scale_lr.base_batch_size: not in the config, but')
 
 
 def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:

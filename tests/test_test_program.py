@@ -1,6 +1,7 @@
 """`tools/test.py` on a distilled config: the student alone is built, augmented or not."""
 
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def test_augmentation(predictions: Callable, tmp_path: Path) -> None:
 
 
 def test_augmentation_that_the_config_does_not_tell(predictions: Callable) -> None:
-    with pytest.raises(KeyError, match='tta_model: not in the config, but --tta needs it'):
+    message = f'{DISTILLED}: tta_model: not in the config, but --tta needs it'
+    with pytest.raises(SystemExit, match=f'^{re.escape(message)}'):
         predictions(DISTILLED, '--tta')
 
 

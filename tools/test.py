@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.data_check import TESTING, check_data_folders, check_submission_folders
 from ld_plugin.detectors.model_config import student_model
+from ld_plugin.errors import ConfigError
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
 from ld_plugin.runner import EvaluationRunner
 
@@ -43,11 +44,11 @@ def augment(cfg: Config) -> None:
     """Test with `tta_model` around the detector, on what `tta_pipeline` makes of an image.
 
     Raises:
-        KeyError: The config lacks one of them.
+        ConfigError: The config lacks one of them.
     """
     for key in ('tta_model', 'tta_pipeline'):
         if key not in cfg:
-            raise KeyError(
+            raise ConfigError(
                 f'{key}: not in the config, but --tta needs it; inherit it, for example from '
                 "'mmdet::retinanet/retinanet_tta.py', or leave the option out"
             )
@@ -64,11 +65,11 @@ def main() -> None:
     try:
         check_data_folders(cfg, TESTING)
         check_submission_folders(cfg)
-    except (FileNotFoundError, FileExistsError) as error:
+        cfg.model = student_model(cfg)
+        if args.tta:
+            augment(cfg)
+    except (ConfigError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f'{args.config}: {error}')
-    cfg.model = student_model(cfg)
-    if args.tta:
-        augment(cfg)
     runner = build_runner(cfg, EvaluationRunner)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.data_check import check_data_folders
+from ld_plugin.errors import ConfigError
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
 
 
@@ -43,7 +44,7 @@ def apply_training_options(cfg: Config, args: Namespace) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise KeyError(
+            raise ConfigError(
                 'auto_scale_lr.base_batch_size: not in the config, but --auto-scale-lr needs it; '
                 "set it to the total batch size that the config's learning rate is meant for, or "
                 'leave the option out'
@@ -57,10 +58,10 @@ def apply_training_options(cfg: Config, args: Namespace) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    apply_training_options(cfg, args)
     try:
+        apply_training_options(cfg, args)
         check_data_folders(cfg)
-    except FileNotFoundError as error:
+    except (ConfigError, FileNotFoundError) as error:
         sys.exit(f'{args.config}: {error}')
     build_runner(cfg).train()
 
