@@ -1,15 +1,14 @@
 """`tools/check_data.py`: every message, and what the stock data sets do without it."""
 
-import importlib.util
 import io
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import check_data
 import cv2
 import numpy as np
 import pytest
@@ -23,17 +22,9 @@ from ld_plugin.annotation_check.xml_files import check_hrsc, check_voc
 from ld_plugin.errors import ConfigError
 from ld_plugin.packages import is_installed
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'check_data.py'
 CLASSES = ('plane', 'small-vehicle')
 GOOD = '10 10 30 10 30 20 10 20 plane 0'
 needs_mmrotate = pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
-
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('check_data', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def image(path: Path) -> Path:
@@ -685,7 +676,7 @@ def test_voc_dota_and_hrsc_data_sets(tmp_path: Path) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, arguments)])
-    return _load_tool().main()
+    return check_data.main()
 
 
 def test_folder(
@@ -794,7 +785,7 @@ def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(monkeypatch, image(tmp_path / 'a.png'))
     with pytest.raises(SystemExit):
         run(monkeypatch, text(tmp_path / 'broken.py', 'model = dict('))
-    assert _load_tool().find_config('gfl_r18_fpn_1x_coco.py').parts[-2:] == (
+    assert check_data.find_config('gfl_r18_fpn_1x_coco.py').parts[-2:] == (
         'ld',
         'gfl_r18_fpn_1x_coco.py',
     )

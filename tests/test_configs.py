@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
 
 import cv2
+import make_digits
 import numpy as np
 import pytest
 import torch
@@ -98,15 +99,6 @@ ROWS = [name for folder in PAPERS for name in _configs(folder)]
 # --- data under the names that a config expects ---------------------------------------------------
 
 
-def _tool(name: str) -> ModuleType:
-    """Tools are no package, so the file is imported by its path."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def _rename_classes(digits: Path, out: Path, classes: Sequence[str]) -> None:
     """Write the annotations again, digit i being class i (modulo their number)."""
     for file in (digits / 'annotations').glob('*.json'):
@@ -117,7 +109,7 @@ def _rename_classes(digits: Path, out: Path, classes: Sequence[str]) -> None:
             label = label_of[annotation['category_id']] % len(classes)
             annotation['category_id'] = label + 1
         (out / 'annotations' / file.name).write_text(json.dumps(coco))
-    names = dict(zip(_tool('make_digits').CLASSES, itertools.cycle(classes), strict=False))
+    names = dict(zip(make_digits.CLASSES, itertools.cycle(classes), strict=False))
     for file in (digits / 'Annotations').glob('*.xml'):
         text = re.sub(
             '<name>(.*?)</name>', lambda m: f'<name>{names[m.group(1)]}</name>', file.read_text()
@@ -185,7 +177,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[
     """Gives a folder of annotated images for a list of class names, in COCO's and VOC's layout."""
     made: dict[tuple[str, ...], Path] = {}
     root = tmp_path_factory.mktemp('data')
-    digits = _tool('make_digits').make_digits(
+    digits = make_digits.make_digits(
         root / 'digits',
         dict(train=4, val=2, test=2),
         SIZE,

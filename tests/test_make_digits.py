@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -11,27 +10,15 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from types import ModuleType
 
 import cv2
+import make_digits as tool
 import numpy as np
 import pytest
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'make_digits.py'
 COUNTS = {'train': 8, 'val': 3, 'test': 4}
 SIZE = (160, 120)
-
-
-def _load_tool() -> ModuleType:
-    """Tools are no package, so the file is imported by its path."""
-    spec = importlib.util.spec_from_file_location('make_digits', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['make_digits'] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _load_tool()
 
 
 @pytest.fixture(scope='module')
@@ -364,7 +351,7 @@ def test_copies_where_links_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ('args', 'message'),
     [
         (['--size', '64x320'], 'both sides must be from 96'),
-        (['--size', '320'], 'write WIDTHxHEIGHT'),
+        (['--size', '320'], 'expected WIDTHxHEIGHT'),
         (['--train', '-1'], '--train must not be negative'),
         (['--train', 'many'], 'invalid int value'),
         (['--train', '0', '--val', '0', '--test', '0'], 'nothing to make'),

@@ -5,7 +5,6 @@ These answer what the set-up asks, write down what it lets pip do, and fail wher
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import check_env
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -395,9 +395,6 @@ def test_another_ruff_is_not_the_one_that_is_needed(
             raise importlib.metadata.PackageNotFoundError(distribution)
         return found
 
-    spec = importlib.util.spec_from_file_location('check_env', ROOT / 'tools' / 'check_env.py')
-    check_env = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check_env)
     monkeypatch.setattr(check_env, 'MODULES', {})  # what else may be missing here
     monkeypatch.setattr(importlib.metadata, 'version', version)
     assert check_env.quick() == 1

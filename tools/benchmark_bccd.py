@@ -182,8 +182,13 @@ def add_common_arguments(
 
 
 def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -> Job:
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = threads_each(args.jobs)
     return Job(config, seed, str(args.data), work_dir, None, threads, tuple(args.bf16))
+
+
+def threads_each(jobs: int) -> int:
+    """How many of the processor's threads each of so many trainings at the same time gets."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def run_all(jobs: Sequence[Job], at_once: int) -> None:

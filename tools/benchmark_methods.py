@@ -243,7 +243,7 @@ def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
                 str(args.data),
                 args.work_dir / family.replace(' ', '-').lower() / f'{method}_seed{seed}',
                 checkpoint,
-                max(1, (os.cpu_count() or 1) // args.jobs),
+                bccd.threads_each(args.jobs),
                 tuple(args.bf16),
                 method,
             )

@@ -110,7 +110,7 @@ def rows_of(args: argparse.Namespace) -> dict[str, list[Run]]:
                 str(args.data),
                 args.work_dir / f'{folder}_seed{seed}',
                 None if method is None else checkpoint,
-                max(1, (os.cpu_count() or 1) // args.jobs),
+                bccd.threads_each(args.jobs),
                 tuple(args.bf16),
                 method,
             )

@@ -15,6 +15,21 @@ def random_seed(text: str) -> int:
     return value
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels, from a text such as 320x240.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        width, height = (int(part) for part in text.lower().split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'found {text!r}, expected WIDTHxHEIGHT, such as 320x240'
+        ) from None
+    return width, height
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1.
 

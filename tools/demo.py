@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from command_line import positive, random_seed
+from command_line import image_size, positive, random_seed
 from demo_kinds import HORIZONTAL, ROTATED, Kind, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         help=f'to train on ({_default("train_images")})')  # fmt: skip
     add('--test-images', type=positive, metavar='N',
         help=f'to test on ({_default("test_images")})')  # fmt: skip
-    add('--size', type=_size, metavar='WxH',
+    add('--size', type=image_size, metavar='WxH',
         help=f'of the images in pixels ({_default("size")})')  # fmt: skip
     add('--seed', type=random_seed, default=0, metavar='N',
         help='of data, weights and order (default: %(default)s)')  # fmt: skip
@@ -74,16 +74,6 @@ def _default(option: str) -> str:
     values = [kind.defaults[option] for kind in (HORIZONTAL, ROTATED)]
     horizontal, rotated = ('x'.join(map(str, v)) if isinstance(v, tuple) else v for v in values)
     return f'default: {horizontal}' + (f', rotated {rotated}' if rotated != horizontal else '')
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.lower().split('x'))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'found {text!r}, expected WIDTHxHEIGHT, such as 192x128'
-        ) from None
-    return width, height
 
 
 def main() -> int:

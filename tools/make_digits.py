@@ -63,6 +63,7 @@ from typing import Any
 import cv2
 import numpy as np
 import sklearn
+from command_line import image_size
 from rich.progress import track
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -959,17 +960,6 @@ def draw_preview(out: str | Path, split: str, count: int = 12, columns: int = 4)
     return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    """'320x240' as width and height."""
-    try:
-        width, height = (int(part) for part in text.lower().split('x'))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a size; write WIDTHxHEIGHT, such as 320x240'
-        ) from None
-    return width, height
-
-
 def _parse_args(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Make a detection data set out of handwritten digits on photographs, as COCO, '
@@ -987,7 +977,7 @@ def _parse_args(args: list[str] | None) -> argparse.Namespace:
         )
     add(
         '--size',
-        type=_parse_size,
+        type=image_size,
         default=(320, 240),
         metavar='WxH',
         help='of the images in px (default: 320x240)',
