@@ -60,7 +60,8 @@ class CrossHeadDistiller(Distiller):
         layer: i, from 0 (the neck's features) to the number of stacked convolutions. Published: 3.
         box_loss: How boxes are compared: a distillation loss over bins where the teacher's head has
             distributions, else a regression loss of MMDetection's for decoded boxes. Default:
-            KL divergence, weight 4, or GIoU, weight 1.
+            KL divergence, weight 4, or :class:`~ld_plugin.losses.BoxLoss`, weight 1: GIoU, and of
+            rotated boxes its counterpart.
         schedule: A factor over training.
 
     Raises:

@@ -19,7 +19,8 @@ class DecoupledLoss(nn.Module):
 
     ``dict(type='DecoupledLoss',
     objects=dict(type='DistributionKLLoss', temperature=1, loss_weight=2, class_reduction='sum'),
-    background=dict(type='DistributionKLLoss', temperature=2, loss_weight=2))``
+    background=dict(type='DistributionKLLoss', temperature=1, loss_weight=2,
+    class_reduction='sum'))``, the default, is as published.
 
     Args:
         objects: Config of the loss of rows that show objects; as published if None.

@@ -26,7 +26,9 @@ class ValuableLocalizationRegion(Region):
         exclude_positives: Leave the student's positives out. The published implementation keeps
             those that qualify for anchor-free-like heads (GFL) and drops them for RetinaNet.
         rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
-            centre, width and height, as published. Horizontal boxes are the same either way.
+            centre, width and height, as published, those when the angle is above 0 and at most 90
+            degrees. Beside horizontal priors, the horizontal boxes around objects are compared,
+            whatever this says.
 
     Raises:
         ConfigError: A value out of its range.
