@@ -99,23 +99,25 @@ def plain_datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping[str, A
         yield key, dataset
 
 
-def dataset_class(key: str, kind: str | type | None, scope: str) -> type:
+def dataset_class(key: str, dataset: Mapping[str, Any], scope: str | None) -> type:
     """The class of a data set.
 
     Args:
         key: Of the data set in the config.
-        kind: Its ``type``; None if it has none.
-        scope: The config's ``default_scope``.
+        dataset: Its config.
+        scope: The config's ``default_scope``; MMDetection's if None.
 
     Raises:
         ConfigError: It is missing, or not registered.
     """
+    kind = dataset.get('type')
     if kind is None:
         raise ConfigError(
             f"{key}.type: missing, expected the class of a data set, for example 'CocoDataset'."
         )
     if isinstance(kind, type):
         return kind
+    scope = dataset.get('_scope_') or scope or 'mmdet'
     # by its full name, for MMDetection's registry does not look into MMRotate's otherwise
     cls = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}') or DATASETS.get(kind)
     if cls is None:
@@ -153,7 +155,7 @@ def training_classes(cfg: Mapping[str, Any]) -> Sequence[str] | None:
     if found is None:
         return None
     key, dataset = found  # the first, by whose names several data sets together go
-    cls = dataset_class(key, dataset.get('type'), cfg.get('default_scope') or 'mmdet')
+    cls = dataset_class(key, dataset, cfg.get('default_scope'))
     return class_names(dataset, cls) or None
 
 

@@ -58,6 +58,9 @@ def build_runner(cfg: Config, default: type[Runner] = DistillationRunner) -> Run
         cfg: A whole config.
         default: What to build where it names none, or the plugin's.
     """
-    if cfg.get('runner_type', 'DistillationRunner') in ('DistillationRunner', DistillationRunner):
+    kind = cfg.get('runner_type', DistillationRunner)
+    # which a config in pure Python names as a class, and a written one by its module, too
+    cls = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if cls is DistillationRunner:
         return default.from_cfg(cfg)
     return RUNNERS.build(cfg)

@@ -14,6 +14,7 @@ from ld_plugin.data_check import (
     check_submission_folders,
     training_classes,
 )
+from ld_plugin.packages import is_installed
 
 
 @pytest.fixture
@@ -206,6 +207,12 @@ def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:
     ]
     assert len(training_classes(config(dataset('nowhere')))) == 80
     assert training_classes(config(recoloured))[:2] == ('aeroplane', 'bicycle')
+
+
+@pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
+def test_a_data_set_may_name_its_scope() -> None:
+    ships = dataset('nowhere', type='DOTADataset', _scope_='mmrotate')
+    assert training_classes(config(ships))[:2] == ('plane', 'baseball-diamond')
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from ld_plugin.launch import build_runner
+from ld_plugin.runner import DistillationRunner, EvaluationRunner
+
 ROOT = Path(__file__).resolve().parents[1]
 STOCK, DISTILLED = (
     ROOT / 'configs/demo' / name
@@ -88,6 +91,20 @@ def test_a_distilled_config_is_tested_without_its_teacher(predictions: Callable)
     found = predictions(DISTILLED)
     assert len(found) > 0
     torch.testing.assert_close(found, predictions(STOCK))
+
+
+@pytest.mark.parametrize(
+    'kind', ['DistillationRunner', DistillationRunner, 'ld_plugin.runner.DistillationRunner']
+)
+def test_the_runner_of_a_training_gives_way(
+    kind: str | type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of the config which a training in pure Python wrote."""
+    monkeypatch.setattr(EvaluationRunner, 'from_cfg', lambda cfg: 'evaluation')
+    monkeypatch.setattr(DistillationRunner, 'from_cfg', lambda cfg: 'training')
+    cfg = Config(dict(runner_type=kind))
+    assert build_runner(cfg, EvaluationRunner) == 'evaluation'
+    assert build_runner(cfg) == 'training'
 
 
 def test_augmentation(predictions: Callable, tmp_path: Path) -> None:

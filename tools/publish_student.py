@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ld_plugin.detectors.checkpoint import ADAPTER_PREFIX, load_checkpoint_file, weights_of
+from ld_plugin.detectors.checkpoint import load_checkpoint_file, weights_of
 from ld_plugin.errors import ConfigError
 
 KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'mmengine_version')
@@ -34,11 +34,10 @@ def parse_args() -> Namespace:
 
 def published(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The `meta` and `state_dict` that the stock detector needs, out of a training checkpoint."""
-    weights = weights_of(checkpoint)
     meta = checkpoint.get('meta') or {}
     return dict(
         meta={key: meta[key] for key in KEPT_META if key in meta},
-        state_dict={k: v for k, v in weights.items() if not k.startswith(ADAPTER_PREFIX)},
+        state_dict=weights_of(checkpoint),
     )
 
 

@@ -53,12 +53,12 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
         for key, dataset in plain_datasets(loader.get('dataset'), f'{section}.dataset'):
             files = [dataset.get(key) for key in _WHAT_IS_READ]
             found.setdefault(repr(files), ([], dataset))[0].append(key)
-    scope = cfg.get('default_scope') or 'mmdet'
+    scope = cfg.get('default_scope')
     return [_of_dataset(', '.join(keys), dataset, scope) for keys, dataset in found.values()]
 
 
-def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str) -> Source:
-    cls = dataset_class(key, dataset.get('type'), scope)
+def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str | None) -> Source:
+    cls = dataset_class(key, dataset, scope)
     files = dataset.get('ann_file') or _prefix(dataset, 'img_path')
     name = f'{_path(dataset, files)} ({key})'
     if missing := list(missing_files(dataset, key.split(',')[0])):

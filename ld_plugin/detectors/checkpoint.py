@@ -7,6 +7,7 @@ import re
 import shlex
 import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -91,10 +92,26 @@ def load_checkpoint_file(
     return dict(loaded)
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A checkpoint's weights under the names of the bare model, not of a parallel wrapper."""
+def weights_of(checkpoint: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    """A checkpoint's weights, without trainable parts of distillers.
+
+    Under the names of the bare model, not of a parallel wrapper, and with the versions of its
+    modules, without which some take their weights for those of an old version.
+    """
     state = checkpoint.get('state_dict', checkpoint)
-    return {re.sub(r'^module\.', '', str(name)): value for name, value in state.items()}
+    weights = OrderedDict(
+        (name, value)
+        for name, value in ((_bare(key), value) for key, value in state.items())
+        if not name.startswith(ADAPTER_PREFIX)
+    )
+    versions = getattr(state, '_metadata', {})
+    weights._metadata = OrderedDict((_bare(key), value) for key, value in versions.items())
+    return weights
+
+
+def _bare(key: Any) -> str:
+    """The name, in the bare model, of what a wrapper's checkpoint calls ``key``."""
+    return re.sub(r'^module(\.|$)', '', str(key))
 
 
 def drop_distillers(checkpoint: Mapping[str, Any]) -> None:
@@ -112,11 +129,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     Raises:
         ConfigError: Weights are missing, have other shapes, or are not finite; all are listed.
     """
-    state = {
-        name: value
-        for name, value in weights_of(checkpoint).items()
-        if not name.startswith(ADAPTER_PREFIX)
-    }
+    state = weights_of(checkpoint)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (RuntimeError, AttributeError) as error:  # which says nothing of what is missing

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_IDENTITY = ((1.0,) * 3, (0.0,) * 3)
-
 
 @dataclass(frozen=True)
 class InputConversion:
@@ -19,8 +17,8 @@ class InputConversion:
 
     Attributes:
         flips_channels: Whether RGB becomes BGR or the reverse.
-        scale: Factor of every target channel.
-        shift: What is added to it.
+        scale: Factor of every target channel; a single one is that of all.
+        shift: What is added to it, likewise.
         padding: Value of the target's padding, in its normalised units.
         source_padding: Value of the source's.
     """
@@ -53,20 +51,26 @@ class InputConversion:
         )
 
     def __call__(self, images: Tensor, image_shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Convert images (N, 3, H, W), whose unpadded (height, width) are ``image_shapes``."""
+        """Convert images (N, C, H, W), whose unpadded (height, width) are ``image_shapes``."""
         if self.flips_channels:
             images = images.flip(1)
-        elif (self.scale, self.shift) == _IDENTITY and self.padding == self.source_padding:
+        elif self._changes_nothing:
             return images
         # channel by channel: to copy numbers to a device is to wait for it
-        channels = zip(images.unbind(1), self.scale, self.shift, strict=True)
+        scales, shifts = (_each(x, images.shape[1]) for x in (self.scale, self.shift))
+        channels = zip(images.unbind(1), scales, shifts, strict=True)
         converted = torch.stack([image * scale + shift for image, scale, shift in channels], dim=1)
         return _pad(converted, image_shapes, self.padding)
+
+    @property
+    def _changes_nothing(self) -> bool:
+        is_identity = set(self.scale) == {1.0} and set(self.shift) == {0.0}
+        return is_identity and self.padding == self.source_padding
 
     def resize(
         self, images: Tensor, image_shapes: Sequence[tuple[int, int]], factor: float
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Source images (N, 3, H, W) enlarged by ``factor``, and their unpadded shapes then."""
+        """Source images (N, C, H, W) enlarged by ``factor``, and their unpadded shapes then."""
         if factor == 1:
             return images, list(image_shapes)
         size, *shapes = (
@@ -76,6 +80,10 @@ class InputConversion:
         resized = F.interpolate(images, size, mode='bilinear', antialias=factor < 1)
         # the border has been mixed with the padding
         return _pad(resized, shapes, self.source_padding), shapes
+
+
+def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values * channels if len(values) == 1 else values
 
 
 def _pad(images: Tensor, image_shapes: Sequence[tuple[int, int]], value: float) -> Tensor:
@@ -90,9 +98,12 @@ def _flips(preprocessor: nn.Module) -> bool:
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in the channel order after the flip, (3,) each, float64."""
+    """Mean and standard deviation in the channel order after the flip, float64.
+
+    (C,) each, or (1,) for all channels.
+    """
     if not getattr(preprocessor, '_enable_normalize', False):
-        return torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        return torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     return tuple(
         getattr(preprocessor, name).detach().cpu().double().flatten() for name in ('mean', 'std')
     )

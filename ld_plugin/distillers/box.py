@@ -199,7 +199,9 @@ def level_box_loss(
         for grid in zip(*map(outputs.level_grids, levels), strict=True)
     ]
     pieces = pieces_of(box_map, numbers=_PER_PRIOR * weights.numel())
-    return eager_gradient(of_rows, box_map, reference, weights, *grids, pieces=pieces)
+    return eager_gradient(
+        of_rows, box_map, reference, weights, *grids, modules=[loss], pieces=pieces
+    )
 
 
 def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:

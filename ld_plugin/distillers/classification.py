@@ -99,6 +99,7 @@ class ClassificationDistiller(Distiller):
                 student,
                 teacher,
                 weight,
+                modules=[self.loss],
                 pieces=pieces_of(student, loss=self.loss),
             )
             for student, teacher, weight, divisor in levels

@@ -190,7 +190,7 @@ class CrossHeadDistiller(Distiller):
             for level in levels
             for branch in branches
         ]
-        return eager_gradient(loss, *widened)
+        return eager_gradient(loss, *widened, modules=[self.loss, self.box_loss])
 
     def summed(
         self,
@@ -249,7 +249,9 @@ class CrossHeadDistiller(Distiller):
             return self.loss(logits, reference, weights, avg_factor=1.0)
 
         rows = _rows('class_maps', crossed, teacher, levels, weights)
-        return eager_gradient(of_rows, *rows, pieces=pieces_of(rows[0]), overwrite=True)
+        return eager_gradient(
+            of_rows, *rows, modules=[self.loss], pieces=pieces_of(rows[0]), overwrite=True
+        )
 
     def _boxes(
         self,
@@ -269,7 +271,9 @@ class CrossHeadDistiller(Distiller):
             return self.box_loss(*sides, weight=weights.reshape(-1, 1), avg_factor=spec.box_dim)
 
         rows = _rows('box_maps', crossed, teacher, levels, weights)
-        return eager_gradient(of_rows, *rows, pieces=pieces_of(rows[0]), overwrite=True)
+        return eager_gradient(
+            of_rows, *rows, modules=[self.box_loss], pieces=pieces_of(rows[0]), overwrite=True
+        )
 
 
 def _rows(

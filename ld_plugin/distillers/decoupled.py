@@ -126,6 +126,8 @@ class DecoupledClassificationDistiller(Distiller):
             context.student.class_views, context.teacher.class_views, *weights, strict=True
         )
         return sum(
-            eager_gradient(self.loss, *level, pieces=pieces_of(level[0], loss=self.loss))
+            eager_gradient(
+                self.loss, *level, modules=[self.loss], pieces=pieces_of(level[0], loss=self.loss)
+            )
             for level in levels
         )

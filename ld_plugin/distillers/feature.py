@@ -69,7 +69,7 @@ class FeatureDistiller(Distiller):
         if not self.region.whole_levels:
             return of_channels(student, teacher)  # of few cells, what autograd keeps is less
         pieces = pieces_of(student) if self.loss.channels_are_independent else 1
-        return eager_gradient(of_channels, student, teacher, pieces=pieces)
+        return eager_gradient(of_channels, student, teacher, modules=[self.loss], pieces=pieces)
 
     def eager_loss(
         self, student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float
@@ -88,6 +88,7 @@ class FeatureDistiller(Distiller):
             student,
             teacher,
             weight,
+            modules=[self.loss],
             pieces=pieces_of(student, loss=self.loss),
         )
 

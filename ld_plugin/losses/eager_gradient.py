@@ -1,7 +1,7 @@
 """Compute a loss together with its gradient, so that nothing else is kept for the backward pass."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from .functional import at_least_float32
 
 @torch.compiler.disable  # a compiled step cannot compute gradients on its way
 def eager_gradient(
-    function: Callable[..., Tensor], *inputs: Tensor, pieces: int = 1, overwrite: bool = False
+    function: Callable[..., Tensor],
+    *inputs: Tensor,
+    modules: Iterable[nn.Module] = (),
+    pieces: int = 1,
+    overwrite: bool = False,
 ) -> Tensor:
     """``function(*inputs)``, whose gradient is computed at once.
 
@@ -22,10 +26,13 @@ def eager_gradient(
     is looked at; what remains is one gradient per input.
 
     Args:
-        function: Of tensors like the inputs, to a scalar; the inputs must be all it differentiates.
+        function: Of tensors like the inputs, to a scalar; the inputs and the modules' parameters
+            must be all it differentiates.
         inputs: Of any float type; the function sees half precision as float32. Their gradients wait
             in float32, where those of a mean over many positions do not vanish before a scaler of
             mixed precision multiplies them.
+        modules: What the function computes with, such as a loss. Parameters that it trains get
+            their gradient, too.
         pieces: The inputs are cut into at most as many along dimension 1, and ``function``, which
             must be a sum over it, is computed piece by piece: less memory, more calls.
         overwrite: The first input's memory takes its gradient, unless it is of half precision. For
@@ -34,7 +41,8 @@ def eager_gradient(
     Returns:
         The scalar. It can be differentiated once.
     """
-    return _EagerGradient.apply(function, pieces, overwrite, *inputs)
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return _EagerGradient.apply(function, pieces, overwrite, len(inputs), *inputs, *trained)
 
 
 def pieces_of(level: Tensor, numbers: int = 0, loss: nn.Module | None = None) -> int:
@@ -96,15 +104,19 @@ class _EagerGradient(torch.autograd.Function):
         function: Callable[..., Tensor],
         pieces: int,
         overwrite: bool,
-        *inputs: Tensor,
+        number: int,
+        *tensors: Tensor,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
+        inputs, trained = tensors[:number], tensors[number:]
         if pieces == 1 and not overwrite:
-            value, gradients = _value_and_gradients(function, inputs, wanted)
+            value, gradients = _value_and_gradients(function, inputs, wanted[:number], trained)
         else:
-            value, gradients = _in_pieces(function, inputs, wanted, pieces, overwrite)
+            value, gradients = _in_pieces(
+                function, inputs, wanted[:number], trained, pieces, overwrite
+            )
         ctx.save_for_backward(*gradients)
-        ctx.wanted, ctx.like = wanted, [(x.dtype, _layout(x)) for x in inputs]
+        ctx.wanted, ctx.like = wanted, [(x.dtype, _layout(x)) for x in tensors]
         return value
 
     @staticmethod
@@ -112,6 +124,7 @@ class _EagerGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         return (
+            None,
             None,
             None,
             None,
@@ -136,16 +149,19 @@ def _product(
 
 
 def _value_and_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool]
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    trained: Sequence[Tensor],
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The gradients are those of the inputs that want one, in at least float32."""
+    """The gradients: of the inputs that want one, in at least float32, then of what is trained."""
     with torch.enable_grad():
         leaves = [
             at_least_float32(x.detach()).requires_grad_(wants)
             for x, wants in zip(inputs, wanted, strict=True)
         ]
         value = function(*leaves)
-        needed = [leaf for leaf in leaves if leaf.requires_grad]
+        needed = [*(leaf for leaf in leaves if leaf.requires_grad), *trained]
         if not needed:
             return value, []
         return value.detach(), torch.autograd.grad(
@@ -157,6 +173,7 @@ def _in_pieces(
     function: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     wanted: Sequence[bool],
+    trained: Sequence[Tensor],
     pieces: int,
     overwrite: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
@@ -168,11 +185,14 @@ def _in_pieces(
         for x, wants in zip(inputs, wanted, strict=True)
         if wants
     ]
+    of_trained = [torch.zeros_like(x) for x in trained]
     cut = [x.chunk(pieces, dim=1) for x in (*inputs, *gradients)]
     total = 0
     for piece in zip(*cut, strict=True):
-        value, found = _value_and_gradients(function, piece[: len(inputs)], wanted)
+        value, found = _value_and_gradients(function, piece[: len(inputs)], wanted, trained)
         total = total + value
-        for gradient, new in zip(piece[len(inputs) :], found, strict=True):
+        for gradient, new in zip(piece[len(inputs) :], found, strict=False):
             gradient.copy_(new)
-    return total, gradients
+        for gradient, new in zip(of_trained, found[len(gradients) :], strict=True):
+            gradient.add_(new)
+    return total, [*gradients, *of_trained]

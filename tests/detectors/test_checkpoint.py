@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmdet.models import FCOSHead
 from mmengine.logging.history_buffer import HistoryBuffer
+from torch import nn
 
 from ld_plugin import ConfigError
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.detectors import checkpoint as reading
-from ld_plugin.detectors.checkpoint import class_names, load_checkpoint_file
+from ld_plugin.detectors.checkpoint import class_names, load_checkpoint_file, weights_of
 from ld_plugin.detectors.model_config import published_checkpoint
+from tests.families import tiny
 from tests.models import TinyDataset, build, tiny_gfl, tiny_runner
 
 CLASSES = ('circle', 'square', 'star')
@@ -440,3 +443,29 @@ def test_further_weights_are_named(tmp_path: Path) -> None:
     torch.save(dict(state_dict=state), tmp_path / 'more.pth')
     with pytest.warns(UserWarning, match=r'holds weights .*bbox_head\.cls_convs\.1\.conv\.weight'):
         teacher(tmp_path / 'more.pth')
+
+
+class BranchedFCOSHead(FCOSHead):
+    """With a branch that, without its version, passes for one of MMDetection 1."""
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        self.iou_reg = nn.Conv2d(self.feat_channels, 4, 1)
+
+
+@pytest.mark.parametrize('parallel', [False, True])
+def test_versions_of_modules_stay_with_their_weights(parallel: bool, tmp_path: Path) -> None:
+    cfg = tiny('fcos', type=BranchedFCOSHead)
+    model = build(cfg)
+    with_distillers = nn.Module()
+    with_distillers.distillers = nn.Linear(1, 1)
+    for name, part in model.named_children():
+        with_distillers.add_module(name, part)
+    wrapper = nn.DataParallel(with_distillers) if parallel else with_distillers
+    path = tmp_path / 'teacher.pth'
+    torch.save(dict(state_dict=wrapper.state_dict()), path)
+    teacher = FrozenTeacher.from_config(dict(config=dict(model=cfg), checkpoint=str(path)))
+    branch = teacher._model.bbox_head.iou_reg
+    torch.testing.assert_close(branch.weight, model.bbox_head.iou_reg.weight)
+    weights = weights_of(load_checkpoint_file(path))
+    build(cfg, seed=1).load_state_dict(weights, strict=True)

@@ -1,5 +1,6 @@
 """The teacher sees exactly what its own preprocessor would have made of the images."""
 
+import copy
 from itertools import permutations
 from typing import Any
 
@@ -63,11 +64,23 @@ def test_padding_is_exactly_the_targets(target: str) -> None:
         assert (image[padding] == target.get('pad_value', 0)).all()
 
 
-@pytest.mark.parametrize('name', [name for name in PREPROCESSORS if name != 'one_value'])
+@pytest.mark.parametrize('name', PREPROCESSORS)
 def test_equal_preprocessing_returns_the_same_tensor(name: str) -> None:
     images = torch.rand(3, 3, 64, 96)
     both = preprocessor(**PREPROCESSORS[name]), preprocessor(**PREPROCESSORS[name])
     assert InputConversion.between(*both)(images, SHAPES) is images
+
+
+@pytest.mark.parametrize('source', [dict(), dict(mean=[127.0], std=[58.0])])
+@pytest.mark.parametrize('target', [dict(), dict(mean=[100.0], std=[50.0], pad_value=3)])
+def test_images_of_one_channel(source: dict, target: dict) -> None:
+    source, target = preprocessor(**source), preprocessor(**target)
+    data = batch(SHAPES, [1, 1, 1])
+    data['inputs'] = [image[:1] for image in data['inputs']]
+    images, expected = (p(copy.deepcopy(data), training=True)['inputs'] for p in (source, target))
+    assert images.shape[1] == 1
+    converted = InputConversion.between(source, target)(images, SHAPES)
+    torch.testing.assert_close(converted, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize('factor', [0.5, 1.5, 2])

@@ -58,6 +58,30 @@ def test_gradcheck_of_a_distillation_loss(beta: float):
     )
 
 
+@pytest.mark.parametrize(('pieces', 'overwrite'), [(1, False), (1, True), (3, False)])
+@pytest.mark.parametrize('wants', [True, False])
+def test_parameters_of_modules_get_their_gradient(pieces: int, overwrite: bool, wants: bool):
+    trained, frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+
+    def function(x: Tensor) -> Tensor:
+        return frozen(trained(x).sigmoid()).square().sum()
+
+    leaf = torch.randn(2, 6, 4, requires_grad=wants)
+    expected = torch.autograd.grad(3 * function(leaf), [*trained.parameters(), *[leaf] * wants])
+    value = eager_gradient(
+        function,
+        2 * (leaf / 2),
+        modules=[trained, frozen],
+        pieces=pieces,
+        overwrite=overwrite,
+    )
+    (3 * value).backward()
+    found = [*(p.grad for p in trained.parameters()), *[leaf.grad] * wants]
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair)
+    assert all(p.grad is None for p in frozen.parameters())
+
+
 def test_views_and_inputs_without_gradient():
     level_map = torch.randn(2, 6, 4, 5, requires_grad=True)
     view = level_map.unflatten(1, (2, 3)).movedim(2, -1)
