@@ -184,13 +184,13 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
     if ann_file and not _below(root, ann_file).exists():
         yield _complaint(f'{key}.ann_file', 'file', ann_file, root)
     for name, prefix in (dataset.get('data_prefix') or {}).items():
-        if prefix and not _below(root, prefix).is_dir():
+        if prefix and not is_remote(prefix) and not _below(root, prefix).is_dir():
             yield _complaint(f'{key}.data_prefix.{name}', 'folder', prefix, root)
 
 
 def _is_no_list(dataset: Mapping[str, Any], classes: str) -> bool:
     """Whether a text in place of class names is no file, which MMDetection takes for the names."""
-    return is_local(dataset) and '://' not in classes and not Path(classes).is_file()
+    return is_local(dataset) and not is_remote(classes) and not Path(classes).is_file()
 
 
 def _evaluator(evaluator: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -205,7 +205,12 @@ def is_local(section: Mapping[str, Any]) -> bool:
     """Whether its paths are on a file system; a storage server's content is not looked up."""
     backend = (section.get('backend_args') or {}).get('backend', 'local')
     paths = (section.get('data_root'), section.get('ann_file'))
-    return backend == 'local' and not any('://' in path for path in paths if path)
+    return backend == 'local' and not any(map(is_remote, paths))
+
+
+def is_remote(path: str | None) -> bool:
+    """Whether a path is one of a server."""
+    return bool(path) and '://' in path
 
 
 def _below(root: str, path: str) -> Path:

@@ -12,6 +12,7 @@ import check_data
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmdet.registry import DATASETS
 from mmengine import Config
 
@@ -302,6 +303,7 @@ def test_errors_of_coco_files(tmp_path: Path, change: Callable, message: str) ->
             lambda c: c['annotations'][0].update(area=0),
             'without area or thinner than a pixel: bbox',
         ),
+        (lambda c: c['annotations'][0].update(ignore=1), 'found ignore 1: bbox'),
         (
             lambda c: c['annotations'][0].update(bbox=[64, 2, 5, 5]),
             'found a box outside of its image of 64 x 48 pixels: bbox [64, 2, 5, 5]; it is',
@@ -331,6 +333,39 @@ def test_names_of_images_are_no_patterns(tmp_path: Path, name: str) -> None:
     content['annotations'][1]['id'] = 8
     content['images'][0]['file_name'] = name
     assert check_coco(text(tmp_path / 'a.json', json.dumps(content))).problems == []
+
+
+@pytest.mark.parametrize('missing', [False, True])
+def test_splits_that_each_count_from_the_same_name(tmp_path: Path, missing: bool) -> None:
+    names = [f'{number}.png' for number in range(3)]
+    for split, last in (('train', 3), ('val', 2)):
+        for name in names[: last - (missing and split == 'val')]:
+            image(tmp_path / split / name)
+        content = coco_content()
+        row = content['images'][0]
+        content['images'] = [
+            row | dict(id=i, file_name=name) for i, name in enumerate(names[:last])
+        ]
+        for number, annotation in enumerate(content['annotations']):
+            annotation.update(id=number + 1, image_id=0)
+        text(tmp_path / f'annotations/instances_{split}.json', json.dumps(content))
+    found = [
+        m
+        for split in ('train', 'val')
+        for m in messages(check_coco(tmp_path / f'annotations/instances_{split}.json'))
+    ]
+    assert len(found) == missing
+    assert not missing or f'{tmp_path}/val/1.png is missing' in found[0]
+
+
+def test_of_equal_names_the_folder_with_most_images(tmp_path: Path) -> None:
+    content = coco_content()
+    content['annotations'][1]['id'] = 8
+    content['images'].append(content['images'][0] | dict(id=77, file_name='c.png'))
+    first = content['images'][0]['file_name']
+    for name in (f'x/{first}', f'y/{first}', 'y/c.png', f'z/{first}'):
+        image(tmp_path / name)
+    assert messages(check_coco(text(tmp_path / 'a.json', json.dumps(content)))) == []
 
 
 def test_broken_json(tmp_path: Path) -> None:
@@ -472,6 +507,7 @@ def test_turned_boxes_that_reach_into_their_image(tmp_path: Path, place: str) ->
     ('check', 'old', 'new', 'message'),
     [
         (voc, '<xmax>30<', '<xmax>1<', 'object 1: warning: found a box without area: 1 2 1 20'),
+        (voc, '<xmax>30<', '<xmax>1.9<', 'object 1: warning: found a box without area'),
         (hrsc, '<mbox_h>4<', '<mbox_h>0<', 'object 1: warning: found a box without area'),
     ],
 )
@@ -512,6 +548,17 @@ def test_classes_left_out_on_purpose(tmp_path: Path) -> None:
     assert messages(report) == []
     (found,) = messages(report, is_error=False)
     assert found.endswith(f'a.xml, object 2: {ON_PURPOSE.format(2, "ship")}')
+
+
+def test_of_classes_left_out_nothing_else_is_looked_at(tmp_path: Path) -> None:
+    """As XMLDataset does not."""
+    voc(tmp_path)
+    other = '<object><name>crowd</name></object><object><name>plane'
+    text(tmp_path / 'Annotations/a.xml', VOC.replace('<object><name>plane', other))
+    folders = tmp_path / 'Annotations', tmp_path / 'JPEGImages'
+    assert not any('bndbox' in m for m in messages(check_voc(*folders, ['a'], CLASSES)))
+    (found,) = messages(check_voc(*folders, ['a']))
+    assert 'object 1: error: has no name or no bndbox' in found
 
 
 def test_classes_that_may_be_left_out_by_mistake(tmp_path: Path) -> None:
@@ -556,6 +603,9 @@ def test_missing_xml_files_and_images(tmp_path: Path) -> None:
 # --- from a config --------------------------------------------------------------------------------
 
 
+AT_ROOT = dict(data_prefix=dict(sub_data_root=''))
+
+
 def checked(dataset: Mapping[str, Any], *loaders: str) -> list[Report]:
     cfg = {f'{loader}_dataloader': dict(dataset=dataset) for loader in loaders or ('train',)}
     return [source.check() for source in config_sources(Config(cfg), list(cfg))]
@@ -594,7 +644,9 @@ def test_classes_of_ships_that_a_config_asks_for(tmp_path: Path) -> None:
     pytest.importorskip('mmrotate')
     hrsc(tmp_path, '<mbox_cx>', '<Class_ID>100000099</Class_ID><mbox_cx>')
     text(tmp_path / 'names.txt', 'a')
-    dataset = dict(type='mmrotate.HRSCDataset', data_root=str(tmp_path), ann_file='names.txt')
+    dataset = dict(
+        type='mmrotate.HRSCDataset', data_root=str(tmp_path), ann_file='names.txt', **AT_ROOT
+    )
     (report,) = checked(dataset)
     assert messages(report) == []
     (report,) = checked(dataset | dict(classwise=True))
@@ -631,6 +683,10 @@ def test_missing_folder_is_said_by_its_key(tmp_path: Path) -> None:
     [
         (dict(type='LVISV1Dataset'), 'not checked: there is no check for what LVISV1Dataset reads'),
         (dict(data_root='s3://bucket'), 'not checked: it is on a storage server'),
+        (
+            dict(data_prefix=dict(img='http://localhost/images/')),
+            'not checked: it is on a storage server',
+        ),
     ],
 )
 def test_what_is_not_checked_is_said(tmp_path: Path, change: dict, message: str) -> None:
@@ -645,6 +701,53 @@ def test_data_set_without_a_file(tmp_path: Path, kind: str) -> None:
     assert messages(report)[0].startswith(message)
 
 
+@needs_mmrotate
+@pytest.mark.parametrize(
+    ('kind', 'prefix', 'key'),
+    [
+        ('CocoDataset', None, 'img'),
+        ('CocoDataset', dict(img_path='images/'), 'img'),
+        ('VOCDataset', None, 'sub_data_root'),
+        ('VOCDataset', dict(img=''), 'sub_data_root'),
+        ('mmrotate.HRSCDataset', None, 'sub_data_root'),
+        ('mmrotate.DOTADataset', dict(img='images/'), 'img_path'),
+    ],
+)
+def test_prefixes_that_the_stock_data_set_does_not_find_its_files_by(
+    tmp_path: Path, kind: str, prefix: dict | None, key: str
+) -> None:
+    coco(tmp_path, lambda content: None)
+    voc(tmp_path)
+    hrsc(tmp_path)
+    dota(tmp_path, '')
+    text(tmp_path / 'names.txt', 'a')
+    files = dict(CocoDataset='a.json')
+    files['mmrotate.DOTADataset'] = 'annfiles/'
+    dataset = dict(
+        type=kind,
+        data_root=str(tmp_path),
+        ann_file=files.get(kind, 'names.txt'),
+        metainfo=dict(classes=CLASSES),
+    )
+    if prefix is not None:
+        dataset['data_prefix'] = prefix
+    (report,) = checked(dataset)
+    (found,) = messages(report)
+    assert found.startswith(f'train_dataloader.dataset.data_prefix.{key}: error: missing, ')
+    with pytest.raises((KeyError, FileNotFoundError, AssertionError)):
+        DATASETS.build(dataset | dict(pipeline=[]))
+
+
+class NoBaseDataset(torch.utils.data.Dataset):
+    """Of somebody who needs nothing of MMEngine's."""
+
+
+def test_a_data_set_of_another_base(tmp_path: Path) -> None:
+    (report,) = checked(dict(type=NoBaseDataset))
+    (found,) = messages(report, is_error=False)
+    assert found.endswith('not checked: there is no check for what NoBaseDataset reads')
+
+
 def test_unknown_data_set() -> None:
     with pytest.raises(ConfigError, match=r"train_dataloader\.dataset\.type: 'Coco' is not a reg"):
         checked(dict(type='Coco'))
@@ -655,10 +758,10 @@ def test_voc_dota_and_hrsc_data_sets(tmp_path: Path) -> None:
     voc(tmp_path, '>plane<', '>zebra<')
     names = str(text(tmp_path / 'names.txt', 'a'))
     common = dict(data_root=str(tmp_path), metainfo=dict(classes=CLASSES))
-    (report,) = checked(dict(type='VOCDataset', ann_file=names, **common))
+    (report,) = checked(dict(type='VOCDataset', ann_file=names, **AT_ROOT, **common))
     assert 'zebra' in messages(report)[0]
     hrsc(tmp_path, '<mbox_ang>1<', '<mbox_ang>?<')
-    (report,) = checked(dict(type='mmrotate.HRSCDataset', ann_file=names, **common))
+    (report,) = checked(dict(type='mmrotate.HRSCDataset', ann_file=names, **AT_ROOT, **common))
     assert 'mbox_ang' in messages(report)[0]
     dota(tmp_path, '')
     prefix = dict(data_prefix=dict(img_path='images/'))
@@ -691,6 +794,10 @@ def test_folder(
     image(tmp_path / 'coco/images/a.jpg')
     text(tmp_path / 'coco/annotations/a.json', json.dumps(coco_content()).replace('7', '8', 1))
     text(tmp_path / 'coco/options.json', '{}')
+    text(tmp_path / 'split/images/.DS_Store', '')
+    for name, row in (('captions', dict(caption='a plane')), ('panoptic', dict(segments_info=[]))):
+        other = dict(coco_content(), annotations=[dict(image_id=1, **row)])
+        text(tmp_path / f'coco/annotations/{name}.json', json.dumps(other))
     assert run(monkeypatch, tmp_path) == 0
     *lines, summary = capsys.readouterr().out.splitlines()
     assert summary == 'errors: 0, warnings: 0'

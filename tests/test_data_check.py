@@ -188,8 +188,9 @@ def test_a_learning_rate_that_cannot_be_scaled_stops_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / 'mine.py'
-    path.write_text('train_dataloader = dict()\n')
-    words = last_words(monkeypatch, 'train.py', str(path), '--auto-scale-lr')
+    for line in ('', 'auto_scale_lr = None\n'):
+        path.write_text(f'train_dataloader = dict()\n{line}')
+        words = last_words(monkeypatch, 'train.py', str(path), '--auto-scale-lr')
     assert words.startswith(f'{path}: auto_scale_lr.base_batch_size: not in the config, but')
 
 

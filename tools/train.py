@@ -43,7 +43,7 @@ def apply_training_options(cfg: Config, args: Namespace) -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ConfigError(
                 'auto_scale_lr.base_batch_size: not in the config, but --auto-scale-lr needs it; '
                 "set it to the total batch size that the config's learning rate is meant for, or "

@@ -65,13 +65,24 @@ def check_coco(
 
 
 def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
-    for _, name in names[:1]:
-        if Path(name).is_absolute():
-            break
-        plain = os.path.normpath(name)  # './a.jpg' is found as 'a.jpg'
-        for root in (file.parent, file.parent.parent):
-            for path in root.rglob(glob.escape(plain)):
-                return Path(str(path)[: -len(plain)])
+    """Where the first image is; of several such folders, where the others are, too."""
+    first = names[0][1] if names else ''
+    if not first or Path(first).is_absolute():
+        return file.parent
+    plain = os.path.normpath(first)  # './a.jpg' is found as 'a.jpg'
+    for root in (file.parent, file.parent.parent):
+        found = [Path(str(path)[: -len(plain)]) for path in root.rglob(glob.escape(plain))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            # such as val2017 for instances_val2017.json, where every split counts from 0.jpg
+            return max(
+                found,
+                key=lambda folder: (
+                    folder.name in file.stem,
+                    sum(Path(folder, name).is_file() for _, name in names),
+                ),
+            )
     return file.parent
 
 
@@ -165,6 +176,8 @@ def _is_finite(x: Any) -> bool:
 def _left_out(annotation: Mapping[str, Any], size: tuple[float, float]) -> str:
     """Why CocoDataset leaves a box out, if it does."""
     x, y, width, height = annotation['bbox']
+    if annotation.get('ignore'):
+        return f'found ignore {annotation["ignore"]!r}'
     if annotation['area'] <= 0 or width < 1 or height < 1:
         return 'found a box without area or thinner than a pixel'
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:

@@ -1,5 +1,6 @@
 """What there is to check: the data sets of a config, or what lies in a folder."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,14 @@ from typing import Any
 
 from mmengine.fileio import list_from_file
 
-from ..data_check import class_names, dataset_class, is_local, missing_files, plain_datasets
+from ..data_check import (
+    class_names,
+    dataset_class,
+    is_local,
+    is_remote,
+    missing_files,
+    plain_datasets,
+)
 from .coco import check_coco
 from .dota import check_dota, check_dota_images
 from .report import Problem, Report
@@ -63,16 +71,39 @@ def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str | None) -> Sour
     name = f'{_path(dataset, files)} ({key})'
     if missing := list(missing_files(dataset, key.split(',')[0])):
         return Source(name, lambda: Report([Problem(*text.split(': ', 1)) for text in missing]))
-    if not is_local(dataset):
+    if not is_local(dataset) or any(map(is_remote, (dataset.get('data_prefix') or {}).values())):
         return _unchecked(name, 'it is on a storage server')
     # a data set that reads its files in its own way is not one of those below
-    reader = next(c for c in cls.__mro__ if 'load_data_list' in vars(c)).__name__
+    readers = (c.__name__ for c in cls.__mro__ if 'load_data_list' in vars(c))
+    reader = next(readers, cls.__name__)
     if reader not in _DATASETS:
         return _unchecked(name, f'there is no check for what {reader} reads')
-    if reader != 'DOTADataset' and not dataset.get('ann_file'):
-        problem = Problem(f'{key}.ann_file', 'missing, expected the file of annotations or names')
+    if missing := _missing_key(dataset, cls, reader):
+        problem = Problem(f'{key}.{missing[0]}', f'missing, {missing[1]}')
         return Source(name, lambda: Report([problem]))
     return Source(name, lambda: _DATASETS[reader](dataset, cls))
+
+
+def _missing_key(dataset: Mapping[str, Any], cls: type, reader: str) -> tuple[str, str] | None:
+    """A key without which the files are not found, and what stands there."""
+    if reader != 'DOTADataset' and not dataset.get('ann_file'):
+        return 'ann_file', 'expected the file of annotations or names'
+    prefixes = dataset.get('data_prefix')
+    if prefixes is None:
+        if cls.__module__.split('.')[0] not in ('mmdet', 'mmrotate'):
+            return None  # a class of one's own may have defaults of its own
+        prefixes = {}
+    needed = dict(CocoDataset='img', DOTADataset='img_path').get(reader)
+    if needed and needed not in prefixes and (prefixes or needed == 'img'):
+        return f'data_prefix.{needed}', 'expected the folder of the images'
+    at_root = dataset.get('data_root') and 'sub_data_root' not in prefixes
+    if reader in ('XMLDataset', 'HRSCDataset') and at_root:
+        return (
+            'data_prefix.sub_data_root',
+            'so its folders count from the current one, not from data_root. Expected a folder '
+            "below data_root, or '' for data_root itself",
+        )
+    return None
 
 
 def _unchecked(name: str, why: str) -> Source:
@@ -169,8 +200,10 @@ def _text_folder(path: Path, top: Path) -> Path | None:
 
 def _of_text_folder(path: Path, named: Path, classes: Sequence[str] | None) -> Source:
     raw, images = named.name != 'annfiles', named.parent / 'images'
-    suffixes = {image.suffix for image in images.glob('*')}
-    suffix = 'png' if '.png' in suffixes or not suffixes else min(suffixes).removeprefix('.')
+    # of what has a text, so not of a file that some other program left there
+    suffixes = Counter(p.suffix for p in images.glob('*') if (path / f'{p.stem}.txt').is_file())
+    (usual, _), *_ = suffixes.most_common(1) or [('.png', 0)]
+    suffix = 'png' if '.png' in suffixes else usual.removeprefix('.')
     return Source(str(path), lambda: check_dota(path, images, classes, suffix, raw))
 
 
@@ -185,7 +218,9 @@ def _of_xml_folder(files: Sequence[Path], classes: Sequence[str] | None) -> Sour
 def _looks_like_coco(file: Path) -> bool:
     """By the names of its tables, so that a broken file is one, too."""
     text = file.read_bytes()
-    return b'"images"' in text and b'"annotations"' in text
+    # COCO has captions and segments in files of their own
+    others = b'"segments_info"' in text or (b'"caption"' in text and b'"bbox"' not in text)
+    return b'"images"' in text and b'"annotations"' in text and not others
 
 
 def _of_json(file: Path, classes: Sequence[str] | None) -> Source:

@@ -31,7 +31,7 @@ def check_voc(
                 report.error(file, f'{_not_whole(root, side)}; reading the data set stops at it')
         for number, thing in enumerate(root.findall('object'), start=1):
             place = f'{file}, object {number}'
-            if name := _check_voc_object(report, place, root, thing):
+            if name := _check_voc_object(report, place, root, thing, classes):
                 places.setdefault(name, []).append(place)
     if classes is not None:
         others = {name: found for name, found in places.items() if name not in classes}
@@ -107,10 +107,17 @@ def _parsed(
 
 
 def _check_voc_object(
-    report: Report, place: str, root: ET.Element, thing: ET.Element
+    report: Report,
+    place: str,
+    root: ET.Element,
+    thing: ET.Element,
+    classes: Sequence[str] | None,
 ) -> str | None:
     """The name of its class, if it has one."""
     name, box = thing.findtext('name'), thing.find('bndbox')
+    if name is not None and classes is not None and name not in classes:
+        report.objects[name] += 1
+        return name  # XMLDataset looks no further
     if name is None or box is None:
         report.error(place, 'has no name or no bndbox; reading the data set stops at it')
         return name
@@ -122,7 +129,7 @@ def _check_voc_object(
     if thing.find('difficult') is not None and not _is_whole(thing, 'difficult'):
         report.error(place, _not_whole(thing, 'difficult'))
     x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
-    if x1 <= x0 or y1 <= y0:
+    if int(x1) <= int(x0) or int(y1) <= int(y0):  # as XMLDataset reads them
         report.warn(place, f'found a box without area: {x0:g} {y0:g} {x1:g} {y1:g}')
     width, height = (_number(root, f'size/{key}') for key in ('width', 'height'))
     if width and height and (x0 > width or y0 > height or x1 < 1 or y1 < 1):

@@ -1,11 +1,13 @@
 """Find a detector's config, and its published weights, by name, path or dict."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.utils import import_modules_from_strings
 
 from ..errors import ConfigError
 from ..packages import is_installed
@@ -28,6 +30,8 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, Mapping):
         loaded = Config(dict(config))
+        if loaded.get('custom_imports'):  # which mmengine imports for files alone
+            _import_modules(loaded.custom_imports)
         _check_scope(loaded, f'{_KEY}.default_scope')
     elif '::' in str(config):
         loaded = _read_packaged(str(config))
@@ -83,11 +87,19 @@ def _read_path(path: str | Path) -> Config:
         return read_file(path)
     except ImportError as error:
         raise _missing_import(path, error) from error
-    except (OSError, SyntaxError) as error:
+    # KeyError: of two bases with equal keys
+    except (OSError, SyntaxError, NameError, KeyError, json.JSONDecodeError) as error:
         raise ConfigError(
             f'{_KEY}: {str(path)!r} cannot be read as a config: {error}. Correct it, or give '
             'another.'
         ) from error
+
+
+def _import_modules(custom_imports: Mapping[str, Any]) -> None:
+    try:
+        import_modules_from_strings(**custom_imports)
+    except ImportError as error:
+        raise _missing_import('custom_imports', error) from error
 
 
 def _missing_import(config: str | Path, error: ImportError) -> ConfigError:

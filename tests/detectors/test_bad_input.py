@@ -564,11 +564,21 @@ def test_missing_package_is_said_and_not_installed(
     )
 
 
+def test_modules_that_a_teachers_dict_imports_are_missing() -> None:
+    config = dict(model=tiny_gfl(), custom_imports=dict(imports=['nowhere_at_all']))
+    found = message(lambda: build(tiny_distilled(dict(config=config, checkpoint=None))))
+    assert found.startswith("model.teacher.config: 'custom_imports' needs what cannot be imported")
+    assert 'nowhere_at_all' in found
+
+
 @pytest.mark.parametrize(
     ('name', 'content', 'reason'),
     [
         ('base.py', "_base_ = 'nothing.py'\n", 'nothing.py'),
         ('open.py', 'model = dict(\n', 'never closed'),
+        ('name.py', 'model = dict(type=GFL)\n', "name 'GFL' is not defined"),
+        ('open.json', '{', 'Expecting property name'),
+        ('twice.py', "_base_ = ['one.py', 'one.py']\n", 'Duplicate key'),
         ('config.txt', 'text', 'py/yml/yaml/json'),
     ],
 )
@@ -577,6 +587,7 @@ def test_teacher_config_that_cannot_be_read(
 ) -> None:
     path = tmp_path / name
     path.write_text(content)
+    (tmp_path / 'one.py').write_text('model = dict()\n')
     found = message(lambda: build(tiny_distilled(dict(config=str(path), checkpoint=None))))
     assert found.startswith(f"model.teacher.config: '{path}' cannot be read as a config: ")
     assert reason in found
