@@ -191,7 +191,7 @@ def _in_pieces(
     for piece in zip(*cut, strict=True):
         value, found = _value_and_gradients(function, piece[: len(inputs)], wanted, trained)
         total = total + value
-        for gradient, new in zip(piece[len(inputs) :], found, strict=False):
+        for gradient, new in zip(piece[len(inputs) :], found[: len(gradients)], strict=True):
             gradient.copy_(new)
         for gradient, new in zip(of_trained, found[len(gradients) :], strict=True):
             gradient.add_(new)
