@@ -358,6 +358,18 @@ def test_splits_that_each_count_from_the_same_name(tmp_path: Path, missing: bool
     assert not missing or f'{tmp_path}/val/1.png is missing' in found[0]
 
 
+def test_the_current_folder_is_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = coco_content()
+    content['annotations'][1]['id'] = 8
+    row = content['images'][0]
+    content['images'].append(row | dict(id=77, file_name='c.png'))
+    for name in (row['file_name'], 'c.png', f'val/{row["file_name"]}'):
+        image(Path(name))
+    (found,) = messages(check_coco(text(Path('instances_val.json'), json.dumps(content))))
+    assert 'val/c.png is missing' in found
+
+
 def test_of_equal_names_the_folder_with_most_images(tmp_path: Path) -> None:
     content = coco_content()
     content['annotations'][1]['id'] = 8

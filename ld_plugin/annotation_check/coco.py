@@ -79,7 +79,7 @@ def _image_folder(file: Path, names: Sequence[tuple[str, str]]) -> Path:
             return max(
                 found,
                 key=lambda folder: (
-                    folder.name in file.stem,
+                    folder.absolute().name in file.stem,  # the current one has no other name
                     sum(Path(folder, name).is_file() for _, name in names),
                 ),
             )
