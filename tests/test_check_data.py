@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -240,7 +241,7 @@ def test_what_only_evaluation_or_filters_mind_in_coco_files(
         ),
         (
             lambda c: c['images'][0].update(id=[1]),
-            'a.json, images[0]: error: found id [1], expected int or str',
+            'a.json, images[0]: error: found id [1], expected int or float or str',
         ),
         (
             lambda c: c['categories'][1].update(name='plane'),
@@ -518,7 +519,12 @@ def test_turned_boxes_that_reach_into_their_image(tmp_path: Path, place: str) ->
 @pytest.mark.parametrize(
     ('check', 'old', 'new', 'message'),
     [
-        (voc, '<xmax>30<', '<xmax>1<', 'object 1: warning: found a box without area: 1 2 1 20'),
+        (
+            voc,
+            '<xmax>30<',
+            '<xmax>1<',
+            'found a box without area, whose offsets are infinite: 1',
+        ),
         (voc, '<xmax>30<', '<xmax>1.9<', 'object 1: warning: found a box without area'),
         (hrsc, '<mbox_h>4<', '<mbox_h>0<', 'object 1: warning: found a box without area'),
     ],
@@ -934,6 +940,107 @@ def test_stock_data_set_does_not_say_where(tmp_path: Path, line: str, error: typ
     with pytest.raises(error) as caught:
         DATASETS.build(dataset)
     assert 'P1' not in str(caught.value)
+
+
+def sized(root: Path, kind: str, **filters: float) -> dict[str, Any]:
+    """A data set of one image with 64 x 48 pixels, of HRSC2016 64 x 64."""
+    coco(root, lambda content: None)
+    voc(root)
+    text(root / 'names.txt', 'a')
+    is_coco = kind == 'CocoDataset'
+    prefix = dict(img='images/') if is_coco else dict(sub_data_root='')
+    return dict(
+        type=kind, data_root=str(root), ann_file='a.json' if is_coco else 'names.txt',
+        data_prefix=prefix, metainfo=dict(classes=CLASSES), filter_cfg=filters,
+        serialize_data=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['CocoDataset', 'VOCDataset'])
+def test_images_that_are_left_out_for_their_size(tmp_path: Path, kind: str) -> None:
+    fits = sized(tmp_path, kind, min_size=48)
+    (report,) = checked(fits)
+    assert not any('pixels' in message for message in messages(report, is_error=False))
+    assert len(DATASETS.build(fits)) == 1
+    short = sized(tmp_path, kind, min_size=49)
+    (report,) = checked(short, 'val', 'train')
+    (found,) = (m for m in messages(report, is_error=False) if 'pixels' in m)
+    assert found.endswith(
+        'warning: found an image of 64 x 48 pixels, here and in 1 images altogether; training '
+        'leaves them out without a word (filter_cfg.min_size, 49)'
+    )
+    assert len(DATASETS.build(short)) == 0
+    (report,) = checked(short | dict(test_mode=True))
+    assert not any('pixels' in message for message in messages(report, is_error=False))
+
+
+def test_of_data_sets_that_read_the_same_the_filter_of_one_is_looked_at(tmp_path: Path) -> None:
+    training = sized(tmp_path, 'CocoDataset', min_size=49)
+    cfg = dict(
+        val_dataloader=dict(dataset=training | dict(test_mode=True)),
+        train_dataloader=dict(dataset=training),
+    )
+    (source,) = config_sources(Config(cfg), list(cfg))
+    (found,) = messages(source.check(), is_error=False)
+    assert 'leaves them out without a word' in found
+
+
+@pytest.mark.parametrize('check', [coco, voc, hrsc])
+def test_sizes_that_nobody_filled_in(tmp_path: Path, check: Callable) -> None:
+    if check is coco:
+        report = coco(tmp_path, lambda content: content['images'][0].update(width=0, height=0))
+    elif check is voc:
+        sides = '<width>64</width><height>48</height>'
+        report = voc(tmp_path, sides, sides.replace('64', '0').replace('48', '0'))
+    else:
+        report = hrsc(tmp_path, 'Width>64<', 'Width>0<')
+    assert messages(report) == []
+    (found,) = (m for m in messages(report, is_error=False) if 'pixels, here' in m)
+    assert 'found an image of 0 x 0 pixels, here and in 1 images' in found
+    assert found.endswith('(filter_cfg.min_size, 32 in stock configs)')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'smallest'),
+    [('VOCDataset', 18), pytest.param('mmrotate.HRSCDataset', 4, marks=needs_mmrotate)],
+)
+def test_boxes_that_are_ignored_for_their_size(tmp_path: Path, kind: str, smallest: int) -> None:
+    fits = sized(tmp_path, kind, bbox_min_size=smallest)
+    if kind != 'VOCDataset':
+        hrsc(tmp_path)
+    (report,) = checked(fits)
+    assert not any('ignores' in message for message in messages(report, is_error=False))
+    assert DATASETS.build(fits).load_data_list()[0]['instances'][0]['ignore_flag'] == 0
+    small = fits | dict(filter_cfg=dict(bbox_min_size=smallest + 1))
+    (report,) = checked(small)
+    (found,) = (m for m in messages(report, is_error=False) if 'ignores' in m)
+    assert found.endswith(
+        f'a.xml, object 1: warning: found a side below {smallest + 1} pixels, here and in 1 '
+        'objects altogether; training ignores them (filter_cfg.bbox_min_size)'
+    )
+    assert DATASETS.build(small).load_data_list()[0]['instances'][0]['ignore_flag'] == 1
+
+
+@pytest.mark.parametrize('check', [check_voc, check_hrsc])
+def test_ignored_boxes_need_no_area(tmp_path: Path, check: Callable) -> None:
+    make, old, images = {
+        check_voc: (voc, '<xmax>30<', 'JPEGImages'), check_hrsc: (hrsc, '<mbox_h>4<', 'AllImages')
+    }[check]  # fmt: skip
+    make(tmp_path, old, re.sub(r'\d+', '1' if check is check_voc else '0', old))
+    (found,) = check(
+        tmp_path / 'Annotations', tmp_path / images, ['a'], min_size=0, bbox_min_size=2
+    ).problems
+    assert 'ignores them' in str(found)
+
+
+def test_numbers_of_ids_may_have_fractions(tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        content['images'][0]['id'] = content['categories'][0]['id'] = 1.0
+        content['annotations'][0]['image_id'] = content['annotations'][0]['category_id'] = 1.0
+
+    dataset = sized(tmp_path, 'CocoDataset')
+    assert coco(tmp_path, change).problems == []
+    assert len(DATASETS.build(dataset).load_data_list()[0]['instances']) == 2
 
 
 def test_stock_data_set_numbers_classes_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ What the stock data sets make of it:
   without a word, and numbers classes in the file's order, whatever the order in `metainfo.classes`.
 - `XMLDataset` leaves out objects of other classes without a word, and keeps boxes without area.
   Classes left out are a warning; an error if they may be those of the data set's, spelt otherwise.
+- `CocoDataset`, `XMLDataset` and `HRSCDataset` leave images out of training whose shorter side, as
+  the file says it, is below `filter_cfg.min_size`, without a word: also those of 0 x 0 pixels that
+  nobody filled in. The latter two ignore objects below `filter_cfg.bbox_min_size`.
 - A missing image shows when a worker first reads it, hours later perhaps.
 - An object outside of its image overlaps no prior; `MaxIoUAssigner` with `min_pos_iou=0`, as in
   RetinaNet, then gives it every prior there is. One without area has infinite offsets.

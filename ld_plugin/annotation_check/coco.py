@@ -9,9 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import Report, check_has_objects, check_images_exist, check_left_out
+from .report import (
+    Report,
+    check_has_objects,
+    check_image_sizes,
+    check_images_exist,
+    check_left_out,
+)
 
-_ID, _TEXT, _NUMBER = (int, str), (str,), (int, float)
+_ID, _TEXT, _NUMBER = (int, float, str), (str,), (int, float)
 #: what every row needs, and of which types
 _TABLES = dict(
     images=dict(id=_ID, file_name=_TEXT, width=_NUMBER, height=_NUMBER),
@@ -21,7 +27,10 @@ _TABLES = dict(
 
 
 def check_coco(
-    file: Path, images: Path | None = None, classes: Sequence[str] | None = None
+    file: Path,
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+    min_size: float | None = None,
 ) -> Report:
     """Check an annotation file.
 
@@ -30,6 +39,7 @@ def check_coco(
         images: The folder that file names count from; None looks for the first of them in the
             file's folder and in the one above.
         classes: The data set's class names, in its order; None lets every name pass.
+        min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
     """
     report = Report()
     try:
@@ -59,6 +69,11 @@ def check_coco(
     if classes is not None:
         _check_classes(report, file, list(name_of.values()), classes)
     names = [(f'{file}, image {image["id"]}', image['file_name']) for image in content['images']]
+    sizes = (
+        (place, image['width'], image['height'])
+        for (place, _), image in zip(names, content['images'], strict=True)
+    )
+    check_image_sizes(report, sizes, min_size)
     images = images or _image_folder(file, names)
     check_images_exist(report, images, names, 'training stops at it')
     return report

@@ -113,6 +113,44 @@ def check_has_objects(report: Report, place: object) -> None:
         )
 
 
+def check_image_sizes(
+    report: Report, sizes: Iterable[tuple[object, float, float]], min_size: float | None
+) -> None:
+    """Report images that are left out of training for their size.
+
+    Args:
+        report: Is added to.
+        sizes: Place, width and height in pixels of every image.
+        min_size: Of the shorter side, in pixels; None for that of the stock configs, which finds
+            images with sizes that nobody filled in.
+    """
+    short = [size for size in sizes if min(size[1:]) < (1 if min_size is None else min_size)]
+    if short:
+        place, width, height = short[0]
+        limit = '32 in stock configs' if min_size is None else f'{min_size:g}'
+        report.warn(
+            place,
+            f'found an image of {width:g} x {height:g} pixels, here and in {len(short)} images '
+            f'altogether; training leaves them out without a word (filter_cfg.min_size, {limit})',
+        )
+
+
+def check_box_sizes(report: Report, small: Sequence[object], bbox_min_size: float) -> None:
+    """Report objects that are no objects in training, for their size.
+
+    Args:
+        report: Is added to.
+        small: Places of the objects with a side below ``bbox_min_size`` pixels.
+        bbox_min_size: Of the data set's ``filter_cfg``.
+    """
+    if small:
+        report.warn(
+            small[0],
+            f'found a side below {bbox_min_size:g} pixels, here and in {len(small)} objects '
+            'altogether; training ignores them (filter_cfg.bbox_min_size)',
+        )
+
+
 def check_images_exist(
     report: Report, images: Path, names: Iterable[tuple[object, str]], consequence: str
 ) -> None:

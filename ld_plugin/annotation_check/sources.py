@@ -55,14 +55,18 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
     Raises:
         ConfigError: The type of a data set is not registered.
     """
-    found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for section in sections:
         loader = cfg.get(section) or {}
         for key, dataset in plain_datasets(loader.get('dataset'), f'{section}.dataset'):
             files = [dataset.get(key) for key in _WHAT_IS_READ]
-            found.setdefault(repr(files), ([], dataset))[0].append(key)
+            found.setdefault(repr(files), []).append((key, dataset))
     scope = cfg.get('default_scope')
-    return [_of_dataset(', '.join(keys), dataset, scope) for keys, dataset in found.values()]
+    return [
+        # of those that read the same, the one that leaves most out
+        _of_dataset(', '.join(keys), max(datasets, key=_min_sizes), scope)
+        for keys, datasets in (zip(*same, strict=True) for same in found.values())
+    ]
 
 
 def _of_dataset(key: str, dataset: Mapping[str, Any], scope: str | None) -> Source:
@@ -131,12 +135,14 @@ def _dota_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
 
 def _coco_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     images = _path(dataset, _prefix(dataset, 'img'))
-    return check_coco(_path(dataset, dataset['ann_file']), images, class_names(dataset, cls))
+    file, classes = _path(dataset, dataset['ann_file']), class_names(dataset, cls)
+    return check_coco(file, images, classes, _min_sizes(dataset)[0])
 
 
 def _voc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     folders = _xml_and_images(dataset, 'JPEGImages')
-    return check_voc(*folders, _listed(dataset), class_names(dataset, cls))
+    classes = class_names(dataset, cls)
+    return check_voc(*folders, _listed(dataset), classes, *_min_sizes(dataset))
 
 
 def _hrsc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
@@ -144,7 +150,14 @@ def _hrsc_dataset(dataset: Mapping[str, Any], cls: type) -> Report:
     if dataset.get('classwise'):
         metainfo = cls.METAINFO | (dataset.get('metainfo') or {})
         ids = {_SHIP + number for number in metainfo['classes_id']}
-    return check_hrsc(*_xml_and_images(dataset, 'AllImages'), _listed(dataset), ids)
+    folders = _xml_and_images(dataset, 'AllImages')
+    return check_hrsc(*folders, _listed(dataset), ids, *_min_sizes(dataset))
+
+
+def _min_sizes(dataset: Mapping[str, Any]) -> tuple[float, float]:
+    """Of images and of boxes, in pixels, below which training does without them."""
+    filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
+    return filters.get('min_size') or 0, filters.get('bbox_min_size') or 0
 
 
 def _listed(dataset: Mapping[str, Any]) -> list[str]:

@@ -5,15 +5,28 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from .report import Report, check_has_objects, check_images_exist, check_left_out
+from .report import (
+    Report,
+    check_box_sizes,
+    check_has_objects,
+    check_image_sizes,
+    check_images_exist,
+    check_left_out,
+)
 
 _VOC_BOX = ('xmin', 'ymin', 'xmax', 'ymax')
+_VOC_SIZE = ('size/width', 'size/height')
 _HRSC_BOX = ('mbox_cx', 'mbox_cy', 'mbox_w', 'mbox_h', 'mbox_ang')
 _HRSC_HEADER = ('header_x', 'header_y')
 
 
 def check_voc(
-    annotations: Path, images: Path, names: Sequence[str], classes: Sequence[str] | None = None
+    annotations: Path,
+    images: Path,
+    names: Sequence[str],
+    classes: Sequence[str] | None = None,
+    min_size: float | None = None,
+    bbox_min_size: float = 0,
 ) -> Report:
     """Check annotations in PASCAL VOC's form.
 
@@ -22,20 +35,29 @@ def check_voc(
         images: Folder of ``NAME.jpg``.
         names: What to check.
         classes: Class names that may occur; None lets every name pass.
+        min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
+        bbox_min_size: Of the data set's ``filter_cfg``, in pixels.
     """
     report = _report_on(annotations, names)
     places: dict[str, list[str]] = {}
+    sizes: list[tuple[Path, float, float]] = []
+    small: list[str] = []
     for file, root in _parsed(report, annotations, names):
-        for side in ('size/width', 'size/height') if root.find('size') is not None else ():
-            if not _is_whole(root, side):
+        if root.find('size') is not None:
+            wrong = [side for side in _VOC_SIZE if not _is_whole(root, side)]
+            for side in wrong:
                 report.error(file, f'{_not_whole(root, side)}; reading the data set stops at it')
+            if not wrong:
+                sizes.append((file, *(_number(root, side) for side in _VOC_SIZE)))
         for number, thing in enumerate(root.findall('object'), start=1):
             place = f'{file}, object {number}'
-            if name := _check_voc_object(report, place, root, thing, classes):
+            if name := _check_voc_object(report, place, root, thing, classes, bbox_min_size, small):
                 places.setdefault(name, []).append(place)
     if classes is not None:
         others = {name: found for name, found in places.items() if name not in classes}
         check_left_out(report, others, classes, places)
+    check_image_sizes(report, sizes, min_size)
+    check_box_sizes(report, small, bbox_min_size)
     check_has_objects(report, annotations)
     listed = [(annotations / f'{name}.xml', f'{name}.jpg') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
@@ -43,7 +65,12 @@ def check_voc(
 
 
 def check_hrsc(
-    annotations: Path, images: Path, names: Sequence[str], class_ids: Collection[str] | None = None
+    annotations: Path,
+    images: Path,
+    names: Sequence[str],
+    class_ids: Collection[str] | None = None,
+    min_size: float | None = None,
+    bbox_min_size: float = 0,
 ) -> Report:
     """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``.
 
@@ -52,11 +79,18 @@ def check_hrsc(
         images: Folder of ``NAME.bmp``.
         names: What to check.
         class_ids: Ids of ships that may occur; None lets every id pass.
+        min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
+        bbox_min_size: Of the data set's ``filter_cfg``, in pixels.
     """
     report = _report_on(annotations, names)
+    sizes: list[tuple[Path, float, float]] = []
+    small: list[str] = []
     for file, root in _parsed(report, annotations, names):
         if not _is_whole(root, 'Img_SizeWidth'):
             report.error(file, _not_whole(root, 'Img_SizeWidth'))
+        else:
+            width = _number(root, 'Img_SizeWidth')
+            sizes.append((file, width, width))  # HRSCDataset takes the width for the height, too
         for number, thing in enumerate(root.findall('HRSC_Objects/HRSC_Object'), start=1):
             place = f'{file}, object {number}'
             report.objects['ship'] += 1
@@ -68,10 +102,16 @@ def check_hrsc(
                 wrong.append(f'found {ship!r} as Class_ID, expected one of {known}')
             if wrong:
                 report.error(place, wrong[0])
-            elif min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h')) <= 0:
+                continue
+            side = min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h'))
+            if side < bbox_min_size:
+                small.append(place)
+            elif side <= 0:
                 report.warn(place, 'found a box without area, whose offsets are infinite')
             else:
                 _check_hrsc_place(report, place, root, thing)
+    check_image_sizes(report, sizes, min_size)
+    check_box_sizes(report, small, bbox_min_size)
     check_has_objects(report, annotations)
     listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
     check_images_exist(report, images, listed, 'training stops at it')
@@ -112,8 +152,10 @@ def _check_voc_object(
     root: ET.Element,
     thing: ET.Element,
     classes: Sequence[str] | None,
+    bbox_min_size: float,
+    small: list[str],
 ) -> str | None:
-    """The name of its class, if it has one."""
+    """The name of its class, if it has one; its place is added to the small ones if it is."""
     name, box = thing.findtext('name'), thing.find('bndbox')
     if name is not None and classes is not None and name not in classes:
         report.objects[name] += 1
@@ -129,8 +171,14 @@ def _check_voc_object(
     if thing.find('difficult') is not None and not _is_whole(thing, 'difficult'):
         report.error(place, _not_whole(thing, 'difficult'))
     x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
-    if int(x1) <= int(x0) or int(y1) <= int(y0):  # as XMLDataset reads them
-        report.warn(place, f'found a box without area: {x0:g} {y0:g} {x1:g} {y1:g}')
+    side = min(int(x1) - int(x0), int(y1) - int(y0))  # as XMLDataset reads them
+    if side < bbox_min_size:
+        small.append(place)
+    elif side <= 0:
+        report.warn(
+            place,
+            f'found a box without area, whose offsets are infinite: {x0:g} {y0:g} {x1:g} {y1:g}',
+        )
     width, height = (_number(root, f'size/{key}') for key in ('width', 'height'))
     if width and height and (x0 > width or y0 > height or x1 < 1 or y1 < 1):
         report.error(
