@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from .recorder import HeadRecorder
 
 #: RoI heads whose classes come out of the pooled features alone
-ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead', 'DynamicRoIHead', 'GVRatioRoIHead')
+ROI_HEADS = (
+    'StandardRoIHead',
+    'CascadeRoIHead',
+    'DynamicRoIHead',
+    'GVRatioRoIHead',
+    'MaskScoringRoIHead',
+    'PointRendRoIHead',
+)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,9 @@ class FrozenTeacher:
         self.reads = frozenset({'class_logits', 'distributions', 'boxes', 'features'})
         self.head_layers: frozenset[int] = frozenset()
         self._dtype = PRECISIONS[precision]
-        self._reader = get_reader(getattr(model, name), f'model.teacher.config: {name}')
+        self._reader = get_reader(
+            getattr(model, name), f'model.teacher.config: {name}', teaches=True
+        )
         self.is_two_stage = name == 'rpn_head'
         self._roi_reader = RoIReader.find(model.roi_head) if self.is_two_stage else None
         self._model = _for_inference(model, self._dtype)

@@ -24,7 +24,7 @@ from ld_plugin.dense import (
     get_reader,
 )
 from ld_plugin.dense.outputs import level_rows
-from ld_plugin.dense.readers.base import UNLIKE_THEIR_BASE
+from ld_plugin.dense.readers.base import LEARNING_OTHERWISE, UNLIKE_THEIR_BASE
 from ld_plugin.dense.readers.points import find_ground_truths
 from ld_plugin.dense.readers.tood import logits
 from ld_plugin.errors import ConfigError
@@ -585,7 +585,21 @@ def test_heads_that_only_look_like_their_base_are_refused(base: type) -> None:
             get_reader(cls.__new__(cls))
 
 
-@pytest.mark.parametrize('name', sorted(UNLIKE_THEIR_BASE))
+@pytest.mark.parametrize('name', sorted(LEARNING_OTHERWISE))
+def test_heads_that_only_learn_otherwise_can_teach(name: str) -> None:
+    cls = MODELS.get(name)
+    head = cls.__new__(cls)
+    with pytest.raises(ConfigError, match=f'found {name}, expected a head that has'):
+        get_reader(head)
+    # what predicts is that of a class with a reader
+    changed = set(vars(cls)) & {'forward', 'forward_single', '_init_layers', 'predict_by_feat'}
+    assert changed == set()
+    assert isinstance(
+        get_reader(head, teaches=True), type(get_reader(cls.__base__.__new__(cls.__base__)))
+    )
+
+
+@pytest.mark.parametrize('name', sorted(UNLIKE_THEIR_BASE | LEARNING_OTHERWISE))
 def test_refused_heads_exist(name: str) -> None:
     assert MODELS.get(name) or MODELS.get(f'mmrotate.{name}')
 

@@ -51,3 +51,15 @@ def test_head_with_batch_norm_for_every_level_learns() -> None:
         assert found[f'loss_{name}'].isfinite()
     sum(found[f'loss_{name}'] for name in bckd | crosskd).backward()
     assert student.bbox_head.cls_convs[0][0].conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('head', ['FreeAnchorRetinaHead', 'PISARetinaHead'])
+def test_head_that_learns_otherwise_teaches_its_base(head: str) -> None:
+    config = dict(model=tiny('retinanet', type=head))
+    student = build(tiny_distilled(dict(config=config, checkpoint=None), bckd, tiny('retinanet')))
+    student.eval()  # batch norm by its statistics, as the teacher's
+    far = losses(student, batch())
+    student.load_state_dict(student.teacher._model.state_dict(), strict=False)
+    close = losses(student, batch())
+    for name in bckd:
+        assert close[f'loss_{name}'].abs() < 1e-3 * far[f'loss_{name}']

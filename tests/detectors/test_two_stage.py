@@ -9,7 +9,9 @@ import pytest
 import torch
 from mmdet.models.roi_heads import TridentRoIHead
 from mmdet.structures.bbox import get_box_tensor
+from mmdet.structures.mask import BitmapMasks
 from mmengine import ConfigDict
+from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
@@ -487,6 +489,48 @@ def test_roi_head_whose_thresholds_move_is_distilled() -> None:
     assert found.isfinite()
     assert found > 0
     found.backward()
+    assert model.roi_head.bbox_head.fc_cls.weight.grad.abs().sum() > 0
+
+
+def with_masks(config: str) -> ConfigDict:
+    """Faster R-CNN with the mask branch of a stock config."""
+    stock, model = get_config(config).model, tiny('faster_rcnn')
+    width = model.neck.out_channels
+    for name, part in stock.roi_head.items():
+        if name == 'type' or 'bbox' not in name:
+            model.roi_head[name] = part
+    for name in ('mask_head', 'mask_iou_head', 'point_head', 'mask_roi_extractor'):
+        if name in model.roi_head:
+            part = model.roi_head[name]
+            part.update({k: width for k in part if k in ('in_channels', 'out_channels')})
+            if 'num_classes' in part:
+                part.num_classes = 3
+    model.train_cfg.rcnn.update(stock.train_cfg.rcnn, sampler=model.train_cfg.rcnn.sampler)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('config', 'kind'),
+    [
+        ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'StandardRoIHead'),
+        ('mmdet::ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py', 'MaskScoringRoIHead'),
+        ('mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py', 'PointRendRoIHead'),
+    ],
+)
+def test_roi_heads_with_masks_are_distilled(config: str, kind: str) -> None:
+    model = build(distilled(with_masks(config), with_masks(config), ROI))
+    assert type(model.roi_head).__name__ == kind
+    data = data_of('faster_rcnn')
+    for sample in data['data_samples']:
+        objects, (height, width) = sample.gt_instances, sample.img_shape
+        masks = np.zeros((len(objects), height, width), np.uint8)
+        for mask, box in zip(masks, get_box_tensor(objects.bboxes).int().tolist(), strict=True):
+            mask[box[1] : box[3], box[0] : box[2]] = 1
+        objects.masks = BitmapMasks(masks, height, width)
+    found = losses(model, data)
+    assert found['loss_mask'].isfinite()
+    assert found['loss_roi'] > 0
+    found['loss_roi'].backward()
     assert model.roi_head.bbox_head.fc_cls.weight.grad.abs().sum() > 0
 
 

@@ -19,25 +19,24 @@ from ..recorder import HeadRecorder
 #: what the loss of a head with an assigner calls, for :attr:`DenseReader.recorded_methods`
 ASSIGNER_METHODS = ('loss_by_feat', 'get_targets', 'sampler.sample')
 
-#: heads that predict or assign otherwise than the class that they derive from
+#: heads that predict otherwise than the class that they derive from
 UNLIKE_THEIR_BASE = frozenset(
     {
         'ATSSVLFusionHead',
         'AutoAssignHead',
         'CondInstBboxHead',
         'FSAFHead',
-        'FreeAnchorRetinaHead',
         'H2RBoxHead',
         'H2RBoxV2Head',
-        'LADHead',
-        'LDHead',
-        'PISARetinaHead',
         'R3RefineHead',
         'RTMDetInsHead',
         'S2ARefineHead',
         'StageCascadeRPNHead',
     }
 )
+
+#: heads that predict as the class that they derive from and learn otherwise, so they can only teach
+LEARNING_OTHERWISE = frozenset({'FreeAnchorRetinaHead', 'LADHead', 'LDHead', 'PISARetinaHead'})
 
 #: heads, but not those derived from them, of which neither class logits nor boxes depend on the
 #: stacked convolutions of the other branch
@@ -77,18 +76,26 @@ def register_reader(*head_names: str) -> Callable[[type['DenseReader']], type['D
     return register
 
 
-def get_reader(head: nn.Module, key: str = 'model.bbox_head') -> 'DenseReader':
+def get_reader(
+    head: nn.Module, key: str = 'model.bbox_head', teaches: bool = False
+) -> 'DenseReader':
     """The reader of the nearest class in ``head``'s inheritance that has one.
+
+    Args:
+        head: Of student or teacher.
+        key: Its place in the config, for messages.
+        teaches: Whether it is the teacher's, of which only predictions are read.
 
     Raises:
         ConfigError: No class of the head's inheritance has a reader.
     """
+    refused = UNLIKE_THEIR_BASE if teaches else UNLIKE_THEIR_BASE | LEARNING_OTHERWISE
     for cls in type(head).__mro__:
         if cls.__name__ in _READERS:
             reader = _READERS[cls.__name__](head)
             reader.key = key
             return reader
-        if cls.__name__ in UNLIKE_THEIR_BASE:
+        if cls.__name__ in refused:
             break
     raise ConfigError(
         f'{key}: found {type(head).__name__}, expected a head that has a reader: '
