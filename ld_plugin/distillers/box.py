@@ -214,7 +214,9 @@ def weighted_box_loss(loss: nn.Module, student: Tensor, teacher: Tensor, weights
         weights: (K,).
     """
     if len(student) == 0:
-        return student.sum()  # the stock IoU of no boxes has no gradient
+        # the stock IoU of no boxes has no gradient, which boxes and a loss's own parameters need
+        # where other processes have boxes
+        return student.sum() + sum(p.flatten()[:0].sum() for p in loss.parameters())
     student, teacher = with_extent(student), with_extent(teacher.detach())
     # some stock losses divide 0 by 0 between equal boxes, and what does not count may be anything:
     # in place of these stand others

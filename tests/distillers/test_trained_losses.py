@@ -103,3 +103,25 @@ def test_losses_of_boxes(family: str, distiller: dict) -> None:
     slopes = [p.grad for name, p in model.named_parameters() if name.endswith('.factor')]
     assert all(slope > 0 for slope in slopes)
     torch.testing.assert_close(sum(slopes), value.detach())
+
+
+@pytest.mark.parametrize(
+    'distiller',
+    [
+        dict(type='BoxDistiller', region=dict(type='MainRegion'), loss=dict(type='TrainedBoxLoss')),
+        dict(type='ClassificationDistiller', region=dict(type='MainRegion'), **_CLASSES),
+        dict(type='FeatureDistiller', region=dict(type='MainRegion'), **_FEATURES),
+        dict(type='PredictionGuidedFeatureDistiller', **_FEATURES),
+    ],
+    ids=lambda distiller: distiller['type'],
+)
+def test_without_objects_the_gradient_is_0_and_not_missing(distiller: dict) -> None:
+    """As processes that share gradients need it, of which others may have objects."""
+    teacher = dict(config=dict(model=tiny('fcos')), checkpoint=None)
+    model = build(tiny_distilled(teacher, dict(own=distiller), tiny('fcos')))
+    losses(model, batch(objects=[0, 0]))['loss_own'].backward()
+    (slope,) = (p.grad for name, p in model.named_parameters() if name.endswith('.factor'))
+    if 'region' in distiller:
+        assert slope == 0
+    else:
+        assert slope.isfinite()
