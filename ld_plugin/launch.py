@@ -3,13 +3,24 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .detectors.model_config import read_file
+from .errors import ConfigError
 from .runner import DistillationRunner
+
+
+class OverrideAction(DictAction):
+    """MMEngine's action for ``KEY=VALUE``, which takes the spaces out of folders' names, too."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        parsed = DictAction._parse_iterable(val)
+        return val.strip('\'" ') if isinstance(parsed, str) else parsed
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +29,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OverrideAction,
         metavar='KEY=VALUE',
         help='override config entries: a.b=1, a.list="[1,2]", a.0.b=c for the first item of a list',
     )
@@ -38,9 +49,15 @@ def load_config(args: Namespace) -> Config:
     """Read the config file and lay the command line over it.
 
     The work folder is the command line's, else the config's, else `work_dirs/<name of the config>`.
+
+    Raises:
+        SystemExit: The config cannot be read.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_file(args.config)
+    try:
+        cfg = read_file(args.config)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -180,13 +180,23 @@ def test_every_variant_is_a_config() -> None:
         assert (benchmark.CONFIGS / f'{name}.py').is_file()
 
 
-def test_seeds_that_are_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--seeds 0 -1', 'argument --seeds: found -1, expected 0 to 4294967295'),
+        ('--seeds 0 1 0', '--seeds: found 0 2 times, expected each value once'),
+        ('--work-dir {file}', 'argument --work-dir: found {file}, which is no folder'),
+        ('--work-dir {file}/below', 'argument --work-dir: found {file}, which is no folder'),
+    ],
+)
+def test_options_that_cannot_be(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(sys, 'argv', ['benchmark_bccd.py', 'data', '--seeds', '0', '-1'])
+    arguments = options.format(file=__file__).split()
+    monkeypatch.setattr(sys, 'argv', ['benchmark_bccd.py', 'data', *arguments])
     with pytest.raises(SystemExit):
         benchmark.parse_args()
-    assert 'argument --seeds: found -1, expected 0 to 4294967295' in capsys.readouterr().err
+    assert message.format(file=__file__) in capsys.readouterr().err
 
 
 def test_missing_data_is_said(tmp_path: Path) -> None:

@@ -120,6 +120,22 @@ def test_sizes_are_those_of_the_detector(
     assert found in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('options', 'found'),
+    [
+        (['--json', 'nowhere/speed.json'], '--json: found nowhere/speed.json, expected a file in'),
+        (['--json', '.'], '--json: found ., expected a file in a folder that is there'),
+        (['--recipes', 'pkd', 'pkd'], '--recipes: found pkd 2 times, expected each value once'),
+    ],
+)
+def test_options_are_looked_at_before_the_measurement(
+    options: list[str], found: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(options)
+    assert found in capsys.readouterr().err
+
+
 def test_a_recipe_that_does_not_fit_is_named() -> None:
     options = '--detector retinanet --teacher 18 --channels 32 --size 64 --recipes ld_main'
     with pytest.raises(SystemExit, match=r'^--recipes: model\.distillers\.ld: the student'):

@@ -908,8 +908,9 @@ def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(monkeypatch, 'data/bccd')  # not the folder of configs
     with pytest.raises(SystemExit, match='Only py/yml/yaml/json type are supported'):
         run(monkeypatch, image(tmp_path / 'a.png'))
-    with pytest.raises(SystemExit):
-        run(monkeypatch, text(tmp_path / 'broken.py', 'model = dict('))
+    broken = text(tmp_path / 'broken.py', 'model = dict(')
+    with pytest.raises(SystemExit, match=f"'{broken}', or its _base_, cannot be read as a config"):
+        run(monkeypatch, broken)
     assert check_data.find_config('gfl_r18_fpn_1x_coco.py').parts[-2:] == (
         'ld',
         'gfl_r18_fpn_1x_coco.py',

@@ -2,9 +2,11 @@
 
 import runpy
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
+import train
 from mmengine.config import Config
 
 from ld_plugin import ConfigError
@@ -14,6 +16,7 @@ from ld_plugin.data_check import (
     check_submission_folders,
     training_classes,
 )
+from ld_plugin.launch import add_common_arguments
 from ld_plugin.packages import is_installed
 
 
@@ -192,6 +195,52 @@ def test_a_learning_rate_that_cannot_be_scaled_stops_the_program(
         path.write_text(f'train_dataloader = dict()\n{line}')
         words = last_words(monkeypatch, 'train.py', str(path), '--auto-scale-lr')
     assert words.startswith(f'{path}: auto_scale_lr.base_batch_size: not in the config, but')
+
+
+@pytest.mark.parametrize('program', ['train.py', 'test.py'])
+def test_a_config_that_cannot_be_read_stops_the_program(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'base.py'\n")
+    (tmp_path / 'base.py').write_text('model = dict(\n')
+    checkpoint = ['student.pth'] if program == 'test.py' else []
+    words = last_words(monkeypatch, program, str(path), *checkpoint)
+    assert words.startswith(f"'{path}', or its _base_, cannot be read as a config: ")
+
+
+def test_predictions_are_not_to_be_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / 'out.pkl'
+    folder.mkdir()
+    last_words(monkeypatch, 'test.py', 'mine.py', 'student.pth', '--out', str(folder))
+    assert f'--out: {folder} is a folder; name a file in it' in capsys.readouterr().err
+
+
+def test_spaces_of_a_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text('train_dataloader = dict(dataset=dict(data_root="nowhere"))\n')
+    option = 'train_dataloader.dataset.data_root=my data/a b'
+    words = last_words(monkeypatch, 'train.py', str(path), '--cfg-options', option)
+    assert "data_root: folder 'my data/a b' not found" in words
+    parser = ArgumentParser()
+    add_common_arguments(parser)
+    args = parser.parse_args(['--cfg-options', 'a=1', 'b="[1, x]"', "c='x y'", 'd=2, 3'])
+    assert args.cfg_options == dict(a=1, b=[1, 'x'], c='x y', d=[2, 3])
+
+
+def test_automatic_resuming_needs_a_checkpoint(tmp_path: Path) -> None:
+    def options(resume: str) -> tuple[bool, str | None]:
+        cfg = Config(dict(work_dir=str(tmp_path), load_from='stock.pth'))
+        args = Namespace(amp=False, auto_scale_lr=False, resume=resume)
+        train.apply_training_options(cfg, args)
+        return cfg.resume, cfg.load_from
+
+    assert options('epoch_3.pth') == (True, 'epoch_3.pth')
+    assert options('auto') == (False, 'stock.pth')
+    (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
+    assert options('auto') == (True, None)
 
 
 def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_parallel_prefix_goes_too(tmp_path: Path, publish: Callable) -> None:
 @pytest.mark.parametrize('through_link', [False, True])
 def test_input_is_never_overwritten(tmp_path: Path, publish: Callable, through_link: bool) -> None:
     source = target = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict={}), source)
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), source)
     before = source.read_bytes()
     if through_link:
         target = tmp_path / 'link.pth'
@@ -127,7 +127,7 @@ def test_input_is_never_overwritten(tmp_path: Path, publish: Callable, through_l
 
 def test_outputs_that_cannot_be_written(tmp_path: Path, publish: Callable) -> None:
     source, pipe = tmp_path / 'epoch_1.pth', tmp_path / 'pipe'
-    torch.save(dict(state_dict={}), source)
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), source)
     done = publish(source, source / 'out.pth')
     assert done.message.startswith(f'OUT: {source}/out.pth cannot be written (')
     os.mkfifo(pipe)
@@ -139,7 +139,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, publish: Callable) -> No
 @pytest.mark.parametrize('exists', [True, False])
 def test_folder_as_output(tmp_path: Path, publish: Callable, exists: bool) -> None:
     source, folder = tmp_path / 'epoch_1.pth', tmp_path / 'students'
-    torch.save(dict(state_dict={}), source)
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), source)
     if exists:
         folder.mkdir()
     done = publish(source, f'{folder}/')
@@ -156,6 +156,12 @@ def test_folder_as_output(tmp_path: Path, publish: Callable, exists: bool) -> No
         (dict(state_dict={1: 'b'}), 'is no training checkpoint: expected '),
         (dict(state_dict=dict(a='b')), 'is no training checkpoint: expected '),
         ([1, 2], 'holds a list, expected a dict'),
+        ({str(i): torch.ones(1) for i in range(9)}, 'found the keys 0, 1, 2, 3, 4, .... Give'),
+        (dict(state_dict={}), 'in.pth has no weights of a detector; found nothing'),
+        (
+            dict(state_dict={'distillers.im.adapter.bias': torch.ones(1)}),
+            'in.pth has no weights of a detector; found distillers.im.adapter.bias',
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(

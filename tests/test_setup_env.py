@@ -270,6 +270,20 @@ def test_half_built_or_moved_environment_is_made_afresh(machine: Machine, state:
     assert any('torch==' in call for call in machine.pip_calls())
 
 
+def test_linked_environment_of_another_clone_stays(machine: Machine, tmp_path: Path) -> None:
+    other = tmp_path / 'other'
+    machine.succeeds()
+    shutil.move(machine.clone / '.venv', other)
+    (other / 'pyvenv.cfg').touch()
+    (other / 'bin' / 'pip').write_text(f'#!{other}/bin/python')
+    (machine.clone / '.venv').symlink_to(other)
+    (other / 'complete').rename(other / 'was complete')
+    assert 'starting it afresh' in machine.succeeds()
+    assert (other / 'pyvenv.cfg').is_file()
+    assert (other / 'was complete').is_file()
+    assert not (machine.clone / '.venv').is_symlink()
+
+
 def test_environment_is_made_afresh_while_it_is_active(machine: Machine) -> None:
     machine.succeeds()
     venv = machine.clone / '.venv'

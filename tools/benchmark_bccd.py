@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from command_line import positive, random_seed
+from command_line import Distinct, folder, positive, random_seed
 from mmengine import Config
 
 METRICS = 'metrics.json'
@@ -167,8 +167,8 @@ def add_common_arguments(
     parser: argparse.ArgumentParser, work_dir: str, seeds: Sequence[int] | None = SEEDS
 ) -> None:
     """Add the options of every measurement with several seeds."""
-    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
-    parser.add_argument('--seeds', type=random_seed, nargs='+', default=seeds)
+    parser.add_argument('--work-dir', type=folder, default=Path(work_dir))
+    parser.add_argument('--seeds', type=random_seed, nargs='+', action=Distinct, default=seeds)
     parser.add_argument('--jobs', type=positive, default=1, help='trainings at the same time')
     parser.add_argument(
         '--bf16',

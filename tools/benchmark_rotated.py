@@ -93,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     size = ROTATED.defaults['size']
     try:
         make_digits(args.data, COUNTS, size, progress=True, **ROTATED.digits_of(size))
-    except DigitsError as error:
+    except (DigitsError, OSError) as error:
         parser.error(f'--data: {error}')
     return args
 

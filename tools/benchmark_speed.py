@@ -39,7 +39,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from command_line import positive
+from command_line import Distinct, positive, result_file
 from mmcv.ops import RoIAlignRotated
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
@@ -614,13 +614,14 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--recipes',
         nargs='+',
+        action=Distinct,
         default=[name for name in RECIPES if 'two_stage' not in name],
         choices=list(RECIPES),
         metavar='NAME',
         help=f'of {", ".join(RECIPES)} (default: all for one stage); LD needs a head with '
         'distributions',
     )
-    add('--json', type=Path, metavar='OUT', help='also write the results here')
+    add('--json', type=result_file, metavar='OUT', help='also write the results here')
     options = parser.parse_args(args)
     which = DETECTORS[options.detector]
     if not is_installed(which.scope):

@@ -34,12 +34,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a checkout without installation
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.annotation_check import Report, Source, config_sources, folder_sources
 from ld_plugin.detectors.model_config import own_config_root, read_config, read_file
 from ld_plugin.errors import ConfigError
+from ld_plugin.launch import OverrideAction
 
 LOADERS = ('train', 'val', 'test')
 
@@ -57,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         help='class names that may occur in a folder (not of HRSC2016, which has ids)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OverrideAction, metavar='KEY=VALUE',
         help='override config entries, such as train_dataloader.dataset.data_root=PATH',
     )  # fmt: skip
     args = parser.parse_args()
@@ -110,7 +111,7 @@ def main() -> int:
     errors = warnings = 0
     try:
         sources = find_sources(parse_args())
-    except (ConfigError, OSError, SyntaxError) as error:  # the last two of files that are no config
+    except ConfigError as error:
         sys.exit(str(error))
     for source in sources:
         try:

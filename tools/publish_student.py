@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ld_plugin.detectors.checkpoint import load_checkpoint_file, weights_of
+from ld_plugin.detectors.checkpoint import first_of, load_checkpoint_file, weights_of
 from ld_plugin.errors import ConfigError
 
 KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'mmengine_version')
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise ConfigError(
             f"IN: {str(path)!r} is no training checkpoint: expected 'state_dict' with weights, "
-            f'found the keys {", ".join(map(str, checkpoint)) or "(none)"}. Give a file that '
+            f'found the keys {first_of(checkpoint)}. Give a file that '
             'CheckpointHook wrote, such as epoch_12.pth.'
         )
     return checkpoint
@@ -83,6 +83,9 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(str(error))
     result = published(checkpoint)
+    if not result['state_dict']:
+        found = first_of(checkpoint['state_dict'])
+        sys.exit(f'IN: {args.input} has no weights of a detector; found {found}')
     try:
         write(result, target)
     except (OSError, RuntimeError) as error:  # torch raises the second

@@ -244,7 +244,9 @@ make_venv() {
     need_compiler
     announce "virtual environment .venv with $("$base_python" --version 2>&1)"
     # Interrupted anywhere, what is left is not taken for an environment of somebody else.
-    rm -rf "$venv/pyvenv.cfg" "$venv"
+    # What a link leads to is of another checkout, and stays.
+    [[ -L "$venv" ]] || rm -f "$venv/pyvenv.cfg"
+    rm -rf "$venv"
     mkdir -p "$venv/.steps"
     "$base_python" -m venv "$venv" ||
         die "$base_python could not make $venv; its own message is above"

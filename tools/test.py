@@ -37,6 +37,8 @@ def parse_args() -> Namespace:
     args = parser.parse_args()
     if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
         parser.error(f'--out: predictions are written as a pickle; {args.out} must end in .pkl')
+    if args.out is not None and args.out.is_dir():
+        parser.error(f'--out: {args.out} is a folder; name a file in it')
     return args
 
 

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.data_check import check_data_folders
@@ -32,7 +33,8 @@ def parse_args() -> Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a value, from the latest one in the work folder',
+        help='go on from this checkpoint; without a value, from the latest one in the work folder, '
+        'if there is one',
     )
     return parser.parse_args()
 
@@ -50,9 +52,13 @@ def apply_training_options(cfg: Config, args: Namespace) -> None:
                 'leave the option out'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # what has no checkpoint yet begins as it would without the option
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
 
 
 def main() -> None:

@@ -74,4 +74,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=12, val_interval=12)
 auto_scale_lr = dict(base_batch_size=4)
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+# two, so that one is whole if a run ends while the other is being written
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

@@ -8,8 +8,9 @@ import shlex
 import struct
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -121,6 +122,13 @@ def drop_distillers(checkpoint: Mapping[str, Any]) -> None:
             del state[key]
 
 
+def first_of(names: Collection[object], number: int = 5) -> str:
+    """The first of some names, for messages that would be long with all."""
+    return (
+        ', '.join([*map(str, islice(names, number)), *['...'] * (len(names) > number)]) or 'nothing'
+    )
+
+
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:
     """Load a checkpoint's weights into ``model``, all of them.
 
@@ -136,8 +144,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
         missing = [weight for weight in model.state_dict() if weight not in state]
         raise _does_not_fit(name, f'{error}\n', missing) from error
     if missing and not any(weight in state for weight in model.state_dict()):
-        found = ', '.join([*list(state)[:5], *(['...'] if len(state) > 5 else [])]) or 'nothing'
-        raise _does_not_fit(name, f'it has none of {len(missing)} weights; found {found}. ', [])
+        found = f'it has none of {len(missing)} weights; found {first_of(state)}. '
+        raise _does_not_fit(name, found, [])
     if missing:
         raise _does_not_fit(name, '', missing)
     # not every step shows them: a processor's kernels clip NaN at 0 with the rest

@@ -1,6 +1,5 @@
 """Find a detector's config, and its published weights, by name, path or dict."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mmengine import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.utils import import_modules_from_strings
+from yaml import YAMLError
 
 from ..errors import ConfigError
 from ..packages import is_installed
@@ -43,7 +43,10 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Config:
                 f'{Path.cwd()}). Give a path, a dict, or a stock config, for example '
                 "'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
             )
-        loaded = _read_path(path)
+        try:
+            loaded = read_file(path)
+        except ConfigError as error:
+            raise ConfigError(f'{_KEY}: {error}') from error
     if not isinstance(loaded.get('model'), Mapping):
         found = f'the keys {", ".join(loaded)}' if isinstance(config, Mapping) else repr(config)
         raise ConfigError(
@@ -57,18 +60,25 @@ def read_file(path: str | Path) -> Config:
     """Read a config file.
 
     Raises:
-        ConfigError: It, or its ``_base_``, is a config of a package that is not installed.
+        ConfigError: It, or its ``_base_``, cannot be read, or is a config of a package that is not
+            installed.
     """
     try:
         config = Config.fromfile(path)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         for package, how in EXTRAS.items():
             if str(error).startswith(f'{package} is not installed'):
                 raise ConfigError(
                     f'_base_ of {path}: found a config of {package}, which is not installed. '
                     f'Install it ({how}).'
                 ) from error
-        raise
+        raise _missing_import(path, error) from error
+    # KeyError: of two bases with equal keys; ValueError: of JSON and of other text than UTF-8
+    except (OSError, SyntaxError, NameError, KeyError, ValueError, YAMLError) as error:
+        raise ConfigError(
+            f'{str(path)!r}, or its _base_, cannot be read as a config: {error}. Correct it, or '
+            'give another.'
+        ) from error
     _check_scope(config, f'default_scope of {path}')
     return config
 
@@ -82,30 +92,16 @@ def _check_scope(config: Config, where: str) -> None:
         )
 
 
-def _read_path(path: str | Path) -> Config:
-    try:
-        return read_file(path)
-    except ImportError as error:
-        raise _missing_import(path, error) from error
-    # KeyError: of two bases with equal keys
-    except (OSError, SyntaxError, NameError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f'{_KEY}: {str(path)!r} cannot be read as a config: {error}. Correct it, or give '
-            'another.'
-        ) from error
-
-
 def _import_modules(custom_imports: Mapping[str, Any]) -> None:
     try:
         import_modules_from_strings(**custom_imports)
     except ImportError as error:
-        raise _missing_import('custom_imports', error) from error
+        raise ConfigError(f'{_KEY}: {_missing_import("custom_imports", error)}') from error
 
 
 def _missing_import(config: str | Path, error: ImportError) -> ConfigError:
     return ConfigError(
-        f'{_KEY}: {str(config)!r} needs what cannot be imported: {error}. Install it, or choose '
-        'another teacher.'
+        f'{str(config)!r} needs what cannot be imported: {error}. Install it, or give another.'
     )
 
 
@@ -167,7 +163,7 @@ def _read_packaged(name: str) -> Config:
     try:
         return get_config(name)
     except ImportError as error:
-        raise _missing_import(name, error) from error
+        raise ConfigError(f'{_KEY}: {_missing_import(name, error)}') from error
     except (FileNotFoundError, KeyError, AssertionError, ValueError) as error:
         raise ConfigError(
             f'{_KEY}: found {name!r}, which mmengine does not find among the configs of the '

@@ -580,16 +580,18 @@ def test_modules_that_a_teachers_dict_imports_are_missing() -> None:
         ('open.json', '{', 'Expecting property name'),
         ('twice.py', "_base_ = ['one.py', 'one.py']\n", 'Duplicate key'),
         ('config.txt', 'text', 'py/yml/yaml/json'),
+        ('open.yml', 'model: [', 'parsing a flow node'),
+        ('latin.py', b'# \xe9\n', "can't decode byte 0xe9"),
     ],
 )
 def test_teacher_config_that_cannot_be_read(
-    tmp_path: Path, name: str, content: str, reason: str
+    tmp_path: Path, name: str, content: str | bytes, reason: str
 ) -> None:
     path = tmp_path / name
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / 'one.py').write_text('model = dict()\n')
     found = message(lambda: build(tiny_distilled(dict(config=str(path), checkpoint=None))))
-    assert found.startswith(f"model.teacher.config: '{path}' cannot be read as a config: ")
+    assert found.startswith(f"model.teacher.config: '{path}', or its _base_, cannot be read as")
     assert reason in found
     assert found.endswith('Correct it, or give another.')
 
