@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .detectors.model_config import read_file
+from .detectors.model_config import OF_CODE, read_file
 from .errors import ConfigError
 from .runner import DistillationRunner
 
@@ -52,11 +52,14 @@ def load_config(args: Namespace) -> Config:
 
     Raises:
         SystemExit: The config cannot be read.
+        ConfigError: It fails in its own code, of which the traceback tells more.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = read_file(args.config)
     except ConfigError as error:
+        if isinstance(error.__cause__, OF_CODE):
+            raise
         raise SystemExit(str(error)) from error
     cfg.launcher = args.launcher
     if args.cfg_options is not None:

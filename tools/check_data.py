@@ -38,7 +38,7 @@ from mmengine.config import Config
 
 import ld_plugin  # noqa: F401  (registers the plugin's types)
 from ld_plugin.annotation_check import Report, Source, config_sources, folder_sources
-from ld_plugin.detectors.model_config import own_config_root, read_config, read_file
+from ld_plugin.detectors.model_config import OF_CODE, own_config_root, read_config, read_file
 from ld_plugin.errors import ConfigError
 from ld_plugin.launch import OverrideAction
 
@@ -112,6 +112,8 @@ def main() -> int:
     try:
         sources = find_sources(parse_args())
     except ConfigError as error:
+        if isinstance(error.__cause__, OF_CODE):
+            raise  # the traceback tells more
         sys.exit(str(error))
     for source in sources:
         try:

@@ -135,7 +135,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
     Trainable parts of distillers, which a distilled student's checkpoint may hold, are left out.
 
     Raises:
-        ConfigError: Weights are missing, have other shapes, or are not finite; all are listed.
+        ConfigError: Weights are missing, have other shapes, are of a deeper model, or are not
+            finite; all are listed.
     """
     state = weights_of(checkpoint)
     try:
@@ -144,10 +145,13 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
         missing = [weight for weight in model.state_dict() if weight not in state]
         raise _does_not_fit(name, f'{error}\n', missing) from error
     if missing and not any(weight in state for weight in model.state_dict()):
-        found = f'it has none of {len(missing)} weights; found {first_of(state)}. '
-        raise _does_not_fit(name, found, [])
+        reason = f'it has none of {len(missing)} weights; found {first_of(state)}. '
+        raise _does_not_fit(name, reason, [])
     if missing:
         raise _does_not_fit(name, '', missing)
+    if deeper := [key for key in unexpected if _is_deeper(model, key)]:
+        reason = f'it is of a deeper model, with {len(deeper)} more weights: {first_of(deeper)}. '
+        raise _does_not_fit(name, reason, [])
     # not every step shows them: a processor's kernels clip NaN at 0 with the rest
     weights = [*model.named_parameters(), *model.named_buffers()]
     if broken := [key for key, value in weights if not value.isfinite().all()]:
@@ -161,6 +165,22 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> 
             f'{", ".join(unexpected)}.',
             stacklevel=2,
         )
+
+
+def _is_deeper(model: nn.Module, key: str) -> bool:
+    """Whether a weight is of one more layer in a sequence of layers that the model has, too.
+
+    So it is when R-34's weights are loaded into R-18, which has a part of them. Further levels, of
+    which each has a layer or a scale of its own, change nothing in the others.
+    """
+    if key.startswith('neck.') or '.scales.' in key:
+        return False
+    modules = dict(model.named_modules())
+    for number in re.finditer(r'\.(\d+)\.', key):
+        layers = modules.get(key[: number.start()])
+        if isinstance(layers, nn.Sequential | nn.ModuleList) and 0 < len(layers) <= int(number[1]):
+            return True
+    return False
 
 
 def class_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import Config, ConfigDict
+from mmengine.config.utils import ConfigParsingError
 from mmengine.hub import get_config
 from mmengine.utils import import_modules_from_strings
 from yaml import YAMLError
@@ -13,6 +14,8 @@ from ..errors import ConfigError
 from ..packages import is_installed
 
 _KEY = 'model.teacher.config'
+#: of what a config or the modules that it imports compute; a KeyError of two bases alike, too
+OF_CODE = (NameError, KeyError, TypeError, AttributeError)
 OWN_PACKAGE = 'ld_plugin'
 #: what to install for a package that this one can do without
 EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
@@ -73,8 +76,13 @@ def read_file(path: str | Path) -> Config:
                     f'Install it ({how}).'
                 ) from error
         raise _missing_import(path, error) from error
-    # KeyError: of two bases with equal keys; ValueError: of JSON and of other text than UTF-8
-    except (OSError, SyntaxError, NameError, KeyError, ValueError, YAMLError) as error:
+    except ConfigParsingError as error:
+        raise ConfigError(
+            f'{str(path)!r}, or its _base_, cannot be read as a config: {error} _base_ must stand '
+            'before all imports.'
+        ) from error
+    # ValueError: of JSON and of other text than UTF-8, too
+    except (OSError, SyntaxError, YAMLError, ValueError, *OF_CODE) as error:
         raise ConfigError(
             f'{str(path)!r}, or its _base_, cannot be read as a config: {error}. Correct it, or '
             'give another.'

@@ -581,6 +581,8 @@ def test_modules_that_a_teachers_dict_imports_are_missing() -> None:
         ('twice.py', "_base_ = ['one.py', 'one.py']\n", 'Duplicate key'),
         ('config.txt', 'text', 'py/yml/yaml/json'),
         ('open.yml', 'model: [', 'parsing a flow node'),
+        ('scalar.py', "_base_ = 'one.py'\nmodel = dict(a=dict(b=1))\n", 'cannot inherit from base'),
+        ('attribute.py', "_base_ = 'one.py'\nmodel = dict(a=_base_.nope)\n", "attribute 'nope'"),
         ('latin.py', b'# \xe9\n', "can't decode byte 0xe9"),
     ],
 )
@@ -589,11 +591,20 @@ def test_teacher_config_that_cannot_be_read(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (tmp_path / 'one.py').write_text('model = dict()\n')
+    (tmp_path / 'one.py').write_text('model = dict(a=1)\n')
     found = message(lambda: build(tiny_distilled(dict(config=str(path), checkpoint=None))))
     assert found.startswith(f"model.teacher.config: '{path}', or its _base_, cannot be read as")
     assert reason in found
     assert found.endswith('Correct it, or give another.')
+
+
+def test_an_import_above_the_base_of_a_teacher(tmp_path: Path) -> None:
+    path = tmp_path / 'teacher.py'
+    path.write_text("from ld_plugin.recipes import ld_full\n_base_ = 'one.py'\n")
+    (tmp_path / 'one.py').write_text('model = dict()\n')
+    found = message(lambda: build(tiny_distilled(dict(config=str(path), checkpoint=None))))
+    assert found.startswith(f"model.teacher.config: '{path}', or its _base_, cannot be read as")
+    assert found.endswith('_base_ must stand before all imports.')
 
 
 @pytest.mark.parametrize('config', ['mmdet::gfl/nothing.py', 'ld_plugin::ld/nothing.py'])

@@ -438,11 +438,34 @@ def test_weights_under_another_key(tmp_path: Path) -> None:
         teacher(tmp_path / 'other.pth')
 
 
-def test_further_weights_are_named(tmp_path: Path) -> None:
-    state = build(tiny_gfl(stacked_convs=2), 7).state_dict()
-    torch.save(dict(state_dict=state), tmp_path / 'more.pth')
-    with pytest.warns(UserWarning, match=r'holds weights .*bbox_head\.cls_convs\.1\.conv\.weight'):
+@pytest.mark.parametrize(
+    ('deeper', 'weight'),
+    [
+        (dict(depth=34), 'backbone.layer1.2.conv1.weight'),
+        (dict(stacked_convs=2), 'bbox_head.cls_convs.1.conv.weight'),
+    ],
+)
+def test_a_checkpoint_of_a_deeper_model(tmp_path: Path, deeper: dict, weight: str) -> None:
+    """Whose weights include all of a shallower one's."""
+    torch.save(dict(state_dict=build(tiny_gfl(**deeper), 7).state_dict()), tmp_path / 'more.pth')
+    with pytest.raises(ConfigError) as error:
         teacher(tmp_path / 'more.pth')
+    assert re.search(
+        rf'it is of a deeper model, with \d+ more weights: {weight}, ', str(error.value)
+    )
+
+
+def test_further_parts_and_levels_are_named(tmp_path: Path) -> None:
+    more = tiny_gfl()
+    more.neck.num_outs += 1
+    more.bbox_head.anchor_generator.strides.append(256)
+    state = build(more, 7).state_dict() | {'mask_head.bias': torch.ones(1)}
+    torch.save(dict(state_dict=state), tmp_path / 'more.pth')
+    with pytest.warns(UserWarning, match='holds weights that the teacher') as found:
+        teacher(tmp_path / 'more.pth')
+    named = next(str(w.message) for w in found if 'holds weights' in str(w.message))
+    for weight in ('mask_head.bias', 'neck.fpn_convs.5.conv.bias', 'bbox_head.scales.5.scale'):
+        assert weight in named
 
 
 class BranchedFCOSHead(FCOSHead):
