@@ -589,7 +589,7 @@ def test_heads_that_only_look_like_their_base_are_refused(base: type) -> None:
 def test_heads_that_only_learn_otherwise_can_teach(name: str) -> None:
     cls = MODELS.get(name)
     head = cls.__new__(cls)
-    with pytest.raises(ConfigError, match=f'found {name}, expected a head that has'):
+    with pytest.raises(ConfigError, match=rf'found {name} \(which can teach, but not be tau'):
         get_reader(head)
     # what predicts is that of a class with a reader
     changed = set(vars(cls)) & {'forward', 'forward_single', '_init_layers', 'predict_by_feat'}

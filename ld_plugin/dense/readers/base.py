@@ -97,8 +97,9 @@ def get_reader(
             return reader
         if cls.__name__ in refused:
             break
+    note = ' (which can teach, but not be taught)' * (cls.__name__ in LEARNING_OTHERWISE)
     raise ConfigError(
-        f'{key}: found {type(head).__name__}, expected a head that has a reader: '
+        f'{key}: found {type(head).__name__}{note}, expected a head that has a reader: '
         f'{", ".join(registered_heads())}. To add one, subclass ld_plugin.dense.DenseReader, '
         f"decorate it with @register_reader('{type(head).__name__}') and name its module in "
         'custom_imports.'
