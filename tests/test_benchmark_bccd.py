@@ -207,3 +207,9 @@ def test_missing_data_is_said(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert f'{tmp_path}: not a folder in PASCAL VOC layout' in done.stderr
+
+
+def test_seeds_far_from_each_other(tmp_path: Path) -> None:
+    jobs = [job(tmp_path / str(value), metrics(value)) for value in (0.5, 0.6, 0.9)]
+    (row,) = benchmark.table({'alone': jobs}, {'AP50': [50]}).splitlines()[2:]
+    assert row == '| alone | 3 | 0.617 ± 0.208 |'

@@ -1074,3 +1074,50 @@ def test_voc_box_beside_its_image(box: tuple[int, ...], tmp_path: Path) -> None:
     )
     (found,) = check_voc(tmp_path, tmp_path, ['a']).problems
     assert 'outside' in str(found)
+
+
+# --- borders --------------------------------------------------------------------------------------
+
+
+def test_a_box_of_one_pixel_in_a_coco_file(tmp_path: Path) -> None:
+    change = dict(bbox=[1, 2, 5, 1], area=5)
+    assert coco(tmp_path, lambda c: c['annotations'][0].update(change)).problems == []
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('<xmin>1</xmin>', '<xmin>64</xmin>'),
+        ('<ymin>2</ymin>', '<ymin>48</ymin>'),
+    ],
+)
+def test_the_last_pixel_of_voc_which_counts_from_1(tmp_path: Path, old: str, new: str) -> None:
+    far = VOC.replace('<xmax>30<', '<xmax>66<').replace('<ymax>20<', '<ymax>50<')
+    assert voc(tmp_path, VOC, far.replace(old, new)).problems == []
+
+
+@pytest.mark.parametrize('x', ['-4', '68'])
+def test_a_ship_that_touches_its_image_from_outside(tmp_path: Path, x: str) -> None:
+    beside = HRSC.replace('<mbox_cx>9<', f'<mbox_cx>{x}<').replace('<mbox_ang>1<', '<mbox_ang>0<')
+    (found,) = messages(hrsc(tmp_path, HRSC, beside))
+    assert 'lies outside of its image' in found
+
+
+@pytest.mark.parametrize(
+    'corners',
+    [
+        '-9 10 0 10 0 20 -9 20',
+        '64 10 70 10 70 20 64 20',
+        '9 -9 19 -9 19 0 9 0',
+        '9 48 19 48 19 58 9 58',
+    ],
+)
+def test_a_quadrilateral_that_touches_its_image_from_outside(tmp_path: Path, corners: str) -> None:
+    (found,) = messages(dota(tmp_path, f'{corners} plane 0'))
+    assert 'lies outside of its image of 64 x 48' in found
+
+
+@pytest.mark.parametrize('difficulty', ['\u00b2', '\u0661'])  # for which Python has digits, too
+def test_difficulties_of_other_scripts(tmp_path: Path, difficulty: str) -> None:
+    (found,) = messages(dota(tmp_path, f'10 10 30 10 30 20 10 20 plane {difficulty}'))
+    assert 'expected a whole number' in found

@@ -289,3 +289,8 @@ def test_one_class_name_without_its_comma(data_root: Path) -> None:
     ]
     assert training_classes(cfg) is None  # a program that only tests asks without this check
     check_data_folders(config(dataset(data_root, metainfo=dict(classes=('sun',)))))
+
+
+def test_images_of_a_server_are_not_looked_up(data_root: Path) -> None:
+    prefix = dict(img='s3://bucket/images/')
+    check_data_folders(config(dataset(data_root, data_prefix=prefix)))

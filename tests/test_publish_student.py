@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import publish_student
 import pytest
 import torch
 from mmengine.hooks import EMAHook
@@ -183,3 +184,9 @@ def test_help() -> None:
     assert done.returncode == 0
     assert 'IN' in done.stdout
     assert 'OUT' in done.stdout
+
+
+def test_names_and_colours_of_mmdetection_2_stay() -> None:
+    kept = dict(CLASSES=('a', 'b'), PALETTE=[(1, 2, 3)])
+    checkpoint = dict(meta=kept | dict(env='x', hook_msgs={}), state_dict=dict(w=torch.ones(1)))
+    assert publish_student.published(checkpoint)['meta'] == kept

@@ -3,6 +3,7 @@ import torch
 
 from ld_plugin.dense import Positions
 from ld_plugin.dense.outputs import level_rows
+from ld_plugin.dense.positions import mean_counts
 
 SIZES = [(3, 4), (2, 3), (1, 1)]
 IMAGES = 2
@@ -95,3 +96,10 @@ def test_an_empty_selection_still_carries_a_gradient(maps, mask, shapes):
     assert at.mean_level_count.shape == (0,)
     rows.sum().backward()
     assert not any(level.grad.any() for level in maps)
+
+
+def test_mean_counts_below_1_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    # one of them, on one of two processes
+    monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda counts: counts / 2)
+    masks = [torch.tensor([True, False]), torch.tensor([True] * 4), torch.tensor([False])]
+    assert mean_counts(masks).tolist() == [0.5, 2, 1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmdet.models import dense_heads
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import BaseBoxes, distance2bbox, get_box_tensor
 from mmengine.config import ConfigDict
@@ -25,7 +26,7 @@ from ld_plugin.dense import (
 )
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.dense.readers.base import LEARNING_OTHERWISE, UNLIKE_THEIR_BASE
-from ld_plugin.dense.readers.points import find_ground_truths
+from ld_plugin.dense.readers.points import RotatedPointReader, find_ground_truths
 from ld_plugin.dense.readers.tood import logits
 from ld_plugin.errors import ConfigError
 from ld_plugin.regions import ValuableLocalizationRegion
@@ -661,3 +662,20 @@ def test_validity_follows_the_padding_of_every_image() -> None:
     for image, (height, width) in enumerate(padded):
         cells = [-(-height // s) * -(-width // s) for s, _ in head.prior_generator.strides]
         assert valid[image].sum() == sum(cells)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'below'), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)], ids=str
+)
+def test_a_certain_score_of_half_precision(dtype: torch.dtype, below: float) -> None:
+    expected = torch.tensor(1 - below, dtype=torch.float64).logit().item()
+    assert logits(torch.ones(1, dtype=dtype)).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_rotated_points_stand_for_boxes_of_four_strides() -> None:
+    class Reader(RotatedPointReader):
+        spec = maps = decode = assignment = None
+
+    reader = Reader(Mock(prior_generator=MlvlPointGenerator([8, 16])))
+    priors = reader.priors([(2, 3), (1, 2)], torch.device('cpu'))
+    assert priors[:, 2:4].tolist() == [[32, 32]] * 6 + [[64, 64]] * 2

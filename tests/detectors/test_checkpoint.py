@@ -492,3 +492,17 @@ def test_versions_of_modules_stay_with_their_weights(parallel: bool, tmp_path: P
     torch.testing.assert_close(branch.weight, model.bbox_head.iou_reg.weight)
     weights = weights_of(load_checkpoint_file(path))
     build(cfg, seed=1).load_state_dict(weights, strict=True)
+
+
+def test_infinite_weights() -> None:
+    weights = dict(weight=torch.tensor([[1.0, torch.inf]]), bias=torch.zeros(1))
+    with pytest.raises(ConfigError, match=r"'x' holds NaN or infinity: weight\."):
+        reading.load_weights(nn.Linear(2, 1), weights, 'x')
+
+
+def test_version_of_the_whole_model() -> None:
+    state = nn.DataParallel(nn.Sequential(nn.BatchNorm2d(1))).state_dict()
+    found = weights_of(dict(state_dict=state))._metadata
+    assert '' in found
+    assert 'module' not in found
+    assert found['0']['version'] == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.dense.rois import RoIStage
+from ld_plugin.dense.rois import RoIReader, RoIStage
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
 from ld_plugin.errors import ConfigError, NonFiniteTeacherError
@@ -758,3 +759,46 @@ def test_proposals_do_not_ask_for_equal_anchors() -> None:
     other.rpn_head.anchor_generator.scales = [4]
     model = build(distilled(tiny('faster_rcnn'), other, ROI))
     assert seeded_losses(model, 'faster_rcnn')['loss_roi'].isfinite()
+
+
+def test_stages_count_with_the_factors_of_their_stock_losses() -> None:
+    stages = [
+        RoIStage(
+            rois=torch.zeros(6, 5),
+            student=torch.randn(6, 4),
+            teacher=torch.randn(6, 4),
+            labels=torch.arange(6) % 4,
+            label_weights=torch.ones(6),
+            loss_weight=weight,
+        )
+        for weight in (1.0, 0.5, 0.25)
+    ]
+    distiller = RoIClassificationDistiller(DistributionKLLoss(temperature=1))
+    first, second, third = (distiller.of_stage(stage).item() for stage in stages)
+    found = distiller(SimpleNamespace(rois=stages)).item()
+    assert found == pytest.approx(first + second / 2 + third / 4, rel=1e-5)
+
+
+def test_roi_head_whose_features_pass_a_layer_that_stages_share() -> None:
+    stock = build_stock('faster_rcnn').eval()
+    channels = stock.neck.out_channels
+    stock.roi_head.shared_head = nn.Conv2d(channels, channels, 3, padding=1)
+    neck = [torch.randn(1, channels, 64 // 2**i, 64 // 2**i) for i in range(5)]
+    rois = torch.tensor([[0, 3.0, 3, 40, 60]])
+    with torch.no_grad():
+        found = RoIReader(stock.roi_head).classify(0, neck, rois)
+        expected = stock.roi_head._bbox_forward(neck, rois)['cls_score']
+    torch.testing.assert_close(found, expected)
+
+
+def test_fp32_teacher_classifies_without_the_students_autocast() -> None:
+    teacher = FrozenTeacher(build_stock('faster_rcnn'))
+    teacher.reads = frozenset({'rois'})
+    images, rois = torch.randn(1, 3, 64, 64), torch.tensor([[0, 3.0, 3, 40, 60]])
+
+    def classes() -> Tensor:
+        return teacher.classify_rois(teacher(images, [(64, 64)]), 0, rois)
+
+    expected = classes()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(classes(), expected)

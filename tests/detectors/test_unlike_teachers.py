@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,7 +20,7 @@ from ld_plugin.dense import ClassMatch, DistillationContext, TeacherMatch
 from ld_plugin.dense.boxes import upright
 from ld_plugin.dense.matching import rescaled, take_levels
 from ld_plugin.dense.outputs import level_rows
-from ld_plugin.detectors import FrozenTeacher
+from ld_plugin.detectors import FrozenTeacher, distilled
 from ld_plugin.distillers import build_distillers
 from ld_plugin.recipes import (
     bckd,
@@ -456,7 +457,9 @@ def anchors(**changes: Any) -> ConfigDict:
 
 
 @pytest.mark.parametrize(
-    'changes', [dict(ratios=[2.0, 1.0, 0.5]), dict(octave_base_scale=8)], ids=['order', 'size']
+    'changes',
+    [dict(ratios=[2.0, 1.0, 0.5]), dict(octave_base_scale=8), dict(octave_base_scale=4.1)],
+    ids=['order', 'size', 'slightly'],
 )
 def test_other_anchors_are_refused(changes: dict) -> None:
     """As many in a cell, so nothing but their shapes tells."""
@@ -714,3 +717,34 @@ def test_centerness_of_another_head_is_distilled() -> None:
     distillers = dict(rating=dict(type='QualityDistiller'))
     found = losses(build(tiny_distilled(config, distillers, tiny('atss'))), batch())
     assert found['loss_rating'] > 0
+
+
+@pytest.mark.parametrize('theirs', [(5, 6, 1), (4, 7, 1)], ids=['height', 'width'])
+def test_levels_of_one_stride_and_other_sizes(theirs: tuple[int, int, int]) -> None:
+    spec = SimpleNamespace(strides=((8, 8),))
+    student = SimpleNamespace(spec=spec, level_shapes=[(4, 6, 1)])
+    with pytest.raises(ConfigError, match='sizes of the maps of stride 8 differ'):
+        distilled._check_sizes(Mock(student=student, teacher=Mock(level_shapes=[theirs])))
+
+
+def test_the_teacher_sees_every_image_without_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, call = [], FrozenTeacher.__call__
+
+    def watched(teacher: FrozenTeacher, images: Tensor, shapes: Sequence[Sequence[int]]) -> Any:
+        seen.append((tuple(images.shape[-2:]), [tuple(shape) for shape in shapes]))
+        return call(teacher, images, shapes)
+
+    monkeypatch.setattr(FrozenTeacher, '__call__', watched)
+    losses(build(tiny_distilled()), batch([(60, 128), (128, 100)], (2, 1)))
+    assert seen == [((128, 128), [(60, 128), (128, 100)])]
+
+
+def test_positives_of_classes_that_the_teacher_lacks_count() -> None:
+    whole = context(images=2)
+    classes = ClassMatch((0, 2), (0, 2), 3, 3)
+    match = TeacherMatch(whole.student.spec, whole.teacher.spec, classes)
+    labels = [torch.arange(len(boxes)) for boxes in whole.gt_bboxes]
+    part = match.context(whole.student, whole.teacher, whole.assignment, whole.gt_bboxes, labels)
+    assert part.assignment.positive.sum() < whole.assignment.positive.sum()
+    assert torch.equal(part.assignment.num_positives, whole.assignment.positive.sum(1))
+    assert torch.equal(part.mean_num_positives, whole.mean_num_positives)

@@ -12,6 +12,7 @@ from ld_plugin.dense import DistillationContext
 from ld_plugin.distillers import Distiller, build_distillers
 from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
+from ld_plugin.losses import BoxLoss
 from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import general_instance_scores
 from tests import brute_force
@@ -307,3 +308,38 @@ def test_priors_of_the_teacher_elsewhere_in_their_cells() -> None:
         loss = MODELS.build(dict(type='GIoULoss'))
     each = loss(student.boxes(at), teacher.boxes(at), reduction_override='none')
     torch.testing.assert_close(distiller(step), (each * weights).sum() / step.mean_num_positives)
+
+
+def test_whole_levels_are_averaged_over_the_processes(
+    step: DistillationContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everywhere = dict(type='ClassificationDistiller', region=dict(type='EverywhereRegion'))
+    alone = make(step, **everywhere)(step).item()
+    # as beside a process of three times as many positions
+    monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda count: 2 * count)
+    assert make(step, **everywhere)(replace(step)).item() == pytest.approx(alone / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_boxes_that_do_not_count_may_be_anything(value: float) -> None:
+    student = torch.tensor([[0.0, 0, 8, 8], [value] * 4], requires_grad=True)
+    teacher = torch.tensor([[1.0, 1, 9, 9], [0, 0, 4, 4]])
+    loss = weighted_box_loss(BoxLoss(), student, teacher, torch.tensor([1.0, 0]))
+    alone = weighted_box_loss(BoxLoss(), student[:1], teacher[:1], torch.ones(1))
+    assert loss.item() == pytest.approx(alone.item())
+    loss.backward()
+    assert student.grad.isfinite().all()
+
+
+def test_qualities_of_a_region_with_weights_count_alike(step: DistillationContext) -> None:
+    region = dict(type='ValuableLocalizationRegion')
+    distiller = make(step, type='QualityDistiller', region=region)
+    student, teacher = (
+        torch.cat([level.movedim(1, -1).flatten(1) for level in outputs.quality_maps], dim=1)
+        for outputs in (step.student, step.teacher)
+    )
+    at = step.select(distiller.region).weights > 0
+    assert at.any()
+    expected = brute_force.binary_kl(student[at].detach().numpy(), teacher[at].numpy(), 0).sum()
+    expected /= step.assignment.positive.sum(1).clamp(min=1).sum()
+    assert distiller(step).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -102,3 +102,20 @@ def test_what_it_needs() -> None:
     build_distillers(dict(x=dict(type='RankDistiller')), step.student.spec, blind)
     with pytest.raises(ConfigError, match=r"^model\.distillers\.x\.on: found 'rank', expected one"):
         make(step, on='rank')
+
+
+def test_scores_of_half_precision_are_ranked_in_float32() -> None:
+    step = context(images=4)
+
+    def loss(dtype: torch.dtype) -> float:
+        student, teacher = (
+            replace(
+                outputs,
+                class_maps=[x.detach().bfloat16().to(dtype) for x in outputs.class_maps],
+            )
+            for outputs in (step.student, step.teacher)
+        )
+        changed = replace(step, student=student, teacher=teacher)
+        return make(changed, on='score')(changed).item()
+
+    assert loss(torch.bfloat16) == pytest.approx(loss(torch.float32), rel=1e-6)

@@ -146,3 +146,9 @@ def test_bad_arguments() -> None:
         BoxLoss(rotated='giou')
     with pytest.raises(ConfigError, match=r'^loss_weight: found -1'):
         BoxLoss(loss_weight=-1)
+
+
+def test_sides_are_a_hundredth_of_a_pixel_at_least() -> None:
+    boxes = torch.tensor([[0.0, 0, 0.05, 0.02], [0, 0, 0.001, -3]])
+    assert torch.equal(box.with_extent(boxes)[0], boxes[0])
+    assert box.with_extent(boxes)[1].tolist() == pytest.approx([0, 0, 0.01, 0.01])

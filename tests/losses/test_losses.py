@@ -357,7 +357,17 @@ class OfAllRows(OfElements):
         return super().elementwise(student, teacher).mean()
 
 
-@pytest.mark.parametrize(('kind', 'found'), [(OfElements, r'\(4, 4\)'), (OfAllRows, r'\(\)')])
+class OfOneRow(OfElements):
+    """Of a user: one number for all rows, which would be repeated for each."""
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return super().elementwise(student, teacher).mean().reshape(1)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'found'),
+    [(OfElements, r'\(4, 4\)'), (OfAllRows, r'\(\)'), (OfOneRow, r'\(1,\)')],
+)
 @pytest.mark.parametrize('weight', [None, torch.ones(4)], ids=['unweighted', 'weighted'])
 def test_loss_of_anything_but_rows_is_refused(kind, found, weight):
     message = rf'^{kind.__name__}\.elementwise: found the shape {found} for .*, expected \(4,\): '

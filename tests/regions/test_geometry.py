@@ -354,3 +354,20 @@ def test_general_instance_scores_of_half_precision_are_computed_in_float32(dtype
 def test_of_equal_scores_the_teachers_box_is_taken():
     logits = torch.zeros(2, 3)
     assert general_instance_scores(logits, logits)[1].all()
+
+
+@pytest.mark.parametrize('factor', [1.0003, 1.0008])
+def test_a_prior_just_above_the_lower_bound_is_in_the_region(factor: float) -> None:
+    gts = torch.tensor([[40.0, 40, 60, 60]])
+    near = torch.tensor([[40.0, 40, 60, 60], [41, 41, 61, 61]])
+    overlap = 0.25 * atss_thresholds(near, gts, [2]).item() * factor
+    half = (400 / overlap) ** 0.5 / 2  # the prior holds the object, which covers this share of it
+    around = torch.tensor([[53 - half, 53 - half, 53 + half, 53 + half]])
+    weights = overlap_region(torch.cat([near, around]), gts, [3], alpha=0.25, topk=2)
+    assert weights[2].item() == pytest.approx(overlap, rel=1e-4)
+
+
+def test_a_box_that_overlaps_by_the_threshold_stays() -> None:
+    boxes = torch.tensor([[[0.0, 0, 2, 2], [0, 0, 2, 1]]])
+    kept, _ = select_top_boxes(boxes, torch.tensor([[0.9, 0.8]]), 0.5, 2)
+    assert kept.tolist() == [[True, True]]

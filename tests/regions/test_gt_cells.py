@@ -56,7 +56,19 @@ def test_boxes_beyond_the_image_mark_nothing(box):
 
 @pytest.mark.parametrize(
     ('side', 'level'),
-    [(3, 0), (110, 0), (112, 1), (222, 1), (224, 2), (450, 3), (900, 4), (9e3, 4)],
+    [
+        (3, 0),
+        (110, 0),
+        (110.99999, 1),
+        (111, 1),
+        (112, 1),
+        (222, 1),
+        (223, 2),
+        (224, 2),
+        (450, 3),
+        (900, 4),
+        (9e3, 4),
+    ],
 )
 def test_level_by_size(side: float, level: int):
     boxes = torch.tensor([[5.0, 7.0, 5 + side, 7 + side]])
