@@ -15,7 +15,7 @@ from .runner import DistillationRunner
 
 
 class OverrideAction(DictAction):
-    """MMEngine's action for ``KEY=VALUE``, which takes the spaces out of folders' names, too."""
+    """MMEngine's for ``KEY=VALUE``, but that texts keep their spaces, as of a folder's name."""
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
