@@ -313,6 +313,29 @@ def _rounded(shapes: Tensor) -> list[list[float]]:
     return [[round(side, 2) for side in shape] for shape in shapes.tolist()]
 
 
+def check_parts(
+    parts: Mapping[str, dict | None], others: Mapping[str, Any], expected: str, advice: str
+) -> None:
+    """Stop where a ``model`` lacks a part, or has one that its detector does not take.
+
+    Args:
+        parts: By their keys, those without which there is no detector.
+        others: What the ``model`` has besides.
+        expected: The detector with the keys of all its parts, for the message.
+        advice: What to do, for its end.
+
+    Raises:
+        ConfigError: A part is None, or there are others.
+    """
+    missing = [f'no {name}' for name, part in parts.items() if part is None]
+    if missing or others:
+        found = ', '.join([*missing, *sorted(others)])
+        raise ConfigError(
+            f'model: found {found}; expected the parts of a {expected}, and beside them teacher '
+            f'and distillers. {advice}'
+        )
+
+
 def loss_names(head: nn.Module) -> set[str]:
     """What follows ``loss_`` in the names of a head's losses."""
     return {name.removeprefix('loss_') for name in dir(head) if name.startswith('loss_')}

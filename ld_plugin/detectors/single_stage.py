@@ -6,8 +6,16 @@ from typing import Any
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 
-from ..errors import ConfigError
-from .distilled import DistilledDetector
+from .distilled import DistilledDetector, check_parts
+
+_ADVICE = (
+    'DistilledSingleStageDetector works over configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py, '
+    'DistilledTwoStageDetector over Faster R-CNN.'
+)
+_SYNCHRONISED = (
+    " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "
+    'synchronises batch norm.'
+)
 
 
 @MODELS.register_module()
@@ -43,7 +51,12 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
         init_cfg: dict | list[dict] | None = None,
         **unsupported: Any,
     ) -> None:
-        _check_parts(backbone, bbox_head, unsupported)
+        check_parts(
+            dict(backbone=backbone, bbox_head=bbox_head),
+            unsupported,
+            'plain single-stage detector: backbone, neck, bbox_head',
+            _ADVICE + (_SYNCHRONISED if 'use_syncbn' in unsupported else ''),
+        )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -54,25 +67,3 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
             init_cfg=init_cfg,
         )
         self.learn_from(teacher, distillers)
-
-
-_SYNCHRONISED = (
-    " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "
-    'synchronises batch norm.'
-)
-
-
-def _check_parts(
-    backbone: dict | None, bbox_head: dict | None, unsupported: Mapping[str, Any]
-) -> None:
-    parts = dict(backbone=backbone, bbox_head=bbox_head)
-    missing = [f'no {name}' for name, part in parts.items() if part is None]
-    if missing or unsupported:
-        found = ', '.join(sorted(unsupported) or missing)
-        raise ConfigError(
-            f'model: found {found}; expected the parts of a plain single-stage detector: backbone, '
-            'neck, bbox_head, and beside them teacher and distillers. '
-            'DistilledSingleStageDetector works over configs such as '
-            'mmdet::gfl/gfl_r50_fpn_1x_coco.py, DistilledTwoStageDetector over Faster R-CNN.'
-            + (_SYNCHRONISED if 'use_syncbn' in unsupported else '')
-        )

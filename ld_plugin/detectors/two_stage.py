@@ -14,7 +14,7 @@ from ..dense import ClassMatch, DistillationContext, HeadRecorder, HeadSpec
 from ..dense.rois import RoIReader, RoIStage, nothing_sampled, sampled
 from ..errors import ConfigError
 from ..registry import type_name
-from .distilled import DistilledDetector, loss_names
+from .distilled import DistilledDetector, check_parts, loss_names
 from .teacher import TeacherOutputs
 
 
@@ -59,7 +59,18 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
         init_cfg: dict | list[dict] | None = None,
         **unsupported: Any,
     ) -> None:
-        _check_parts(backbone, rpn_head, roi_head, unsupported)
+        check_parts(
+            dict(backbone=backbone, rpn_head=rpn_head, roi_head=roi_head),
+            unsupported,
+            'two-stage detector: backbone, neck, rpn_head, roi_head',
+            'DistilledTwoStageDetector works over configs such as '
+            'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.',
+        )
+        if type_name(roi_head.get('type')) == 'TridentRoIHead':
+            raise ConfigError(
+                "model.roi_head.type: found 'TridentRoIHead', whose detector has three branches, "
+                'expected a head of a plain two-stage detector, such as StandardRoIHead.'
+            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -129,26 +140,3 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
     def _use_classes(self, names: Sequence[str] | None) -> None:
         # the proposals' only class is the same for all detectors
         self._roi_classes = self.teacher.match_classes(names, self.spec.rois.num_classes)
-
-
-def _check_parts(
-    backbone: dict | None,
-    rpn_head: dict | None,
-    roi_head: dict | None,
-    unsupported: Mapping[str, Any],
-) -> None:
-    parts = dict(backbone=backbone, rpn_head=rpn_head, roi_head=roi_head)
-    missing = [name for name, part in parts.items() if part is None]
-    if missing or unsupported:
-        found = ', '.join([*(f'no {name}' for name in missing), *sorted(unsupported)])
-        raise ConfigError(
-            f'model: found {found}; expected the parts of a two-stage detector: backbone, neck, '
-            'rpn_head, roi_head, and beside them teacher and distillers. '
-            'DistilledTwoStageDetector works over configs such as '
-            'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.'
-        )
-    if type_name(roi_head.get('type')) == 'TridentRoIHead':
-        raise ConfigError(
-            "model.roi_head.type: found 'TridentRoIHead', whose detector has three branches, "
-            'expected a head of a plain two-stage detector, such as StandardRoIHead.'
-        )

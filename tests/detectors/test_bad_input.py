@@ -636,7 +636,9 @@ def two_stage() -> Any:
 
 def test_two_stage_student(two_stage: Any) -> None:
     found = message(lambda: build(tiny_distilled(student=two_stage)))
-    assert found.startswith('model: found roi_head, rpn_head; expected the parts of a plain single')
+    assert found.startswith(
+        'model: found no bbox_head, roi_head, rpn_head; expected the parts of a plain single'
+    )
     assert 'mmdet::gfl/gfl_r50_fpn_1x_coco.py' in found
 
 
