@@ -3,6 +3,7 @@
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .report import (
@@ -38,30 +39,24 @@ def check_voc(
         min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
         bbox_min_size: Of the data set's ``filter_cfg``, in pixels.
     """
-    report = _report_on(annotations, names)
+    check = _Check(annotations, images, names, '.jpg', min_size, bbox_min_size)
+    report = check.report
     places: dict[str, list[str]] = {}
-    sizes: list[tuple[Path, float, float]] = []
-    small: list[str] = []
-    for file, root in _parsed(report, annotations, names):
+    for file, root in check.parsed():
         if root.find('size') is not None:
             wrong = [side for side in _VOC_SIZE if not _is_whole(root, side)]
             for side in wrong:
                 report.error(file, f'{_not_whole(root, side)}; reading the data set stops at it')
             if not wrong:
-                sizes.append((file, *(_number(root, side) for side in _VOC_SIZE)))
+                check.sizes.append((file, *(_number(root, side) for side in _VOC_SIZE)))
         for number, thing in enumerate(root.findall('object'), start=1):
             place = f'{file}, object {number}'
-            if name := _check_voc_object(report, place, root, thing, classes, bbox_min_size, small):
+            if name := _check_voc_object(check, place, root, thing, classes):
                 places.setdefault(name, []).append(place)
     if classes is not None:
         others = {name: found for name, found in places.items() if name not in classes}
         check_left_out(report, others, classes, places)
-    check_image_sizes(report, sizes, min_size)
-    check_box_sizes(report, small, bbox_min_size)
-    check_has_objects(report, annotations)
-    listed = [(annotations / f'{name}.xml', f'{name}.jpg') for name in names]
-    check_images_exist(report, images, listed, 'training stops at it')
-    return report
+    return check.finished()
 
 
 def check_hrsc(
@@ -72,7 +67,7 @@ def check_hrsc(
     min_size: float | None = None,
     bbox_min_size: float = 0,
 ) -> Report:
-    """Check annotations in HRSC2016's form; arguments as for `check_voc`, images are ``*.bmp``.
+    """Check annotations in HRSC2016's form.
 
     Args:
         annotations: Folder of ``NAME.xml``.
@@ -82,15 +77,15 @@ def check_hrsc(
         min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
         bbox_min_size: Of the data set's ``filter_cfg``, in pixels.
     """
-    report = _report_on(annotations, names)
-    sizes: list[tuple[Path, float, float]] = []
-    small: list[str] = []
-    for file, root in _parsed(report, annotations, names):
+    check = _Check(annotations, images, names, '.bmp', min_size, bbox_min_size)
+    report = check.report
+    for file, root in check.parsed():
         if not _is_whole(root, 'Img_SizeWidth'):
             report.error(file, _not_whole(root, 'Img_SizeWidth'))
         else:
             width = _number(root, 'Img_SizeWidth')
-            sizes.append((file, width, width))  # HRSCDataset takes the width for the height, too
+            # HRSCDataset takes the width for the height, too
+            check.sizes.append((file, width, width))
         for number, thing in enumerate(root.findall('HRSC_Objects/HRSC_Object'), start=1):
             place = f'{file}, object {number}'
             report.objects['ship'] += 1
@@ -104,58 +99,98 @@ def check_hrsc(
                 report.error(place, wrong[0])
                 continue
             side = min(_number(thing, 'mbox_w'), _number(thing, 'mbox_h'))
-            if side < bbox_min_size:
-                small.append(place)
-            elif side <= 0:
-                report.warn(place, 'found a box without area, whose offsets are infinite')
-            else:
+            if check.check_side(place, side):
                 _check_hrsc_place(report, place, root, thing)
-    check_image_sizes(report, sizes, min_size)
-    check_box_sizes(report, small, bbox_min_size)
-    check_has_objects(report, annotations)
-    listed = [(annotations / f'{name}.xml', f'{name}.bmp') for name in names]
-    check_images_exist(report, images, listed, 'training stops at it')
-    return report
+    return check.finished()
 
 
-def _report_on(annotations: Path, names: Sequence[str]) -> Report:
-    report = Report(num_images=len(names))
-    if not names:
-        report.error(annotations, 'found no images listed; reading the data set stops at it')
-    return report
+@dataclass(frozen=True)
+class _Check:
+    """What a check of one folder was given, and what it has found so far.
 
+    Attributes:
+        annotations: Folder of ``NAME.xml``.
+        images: Folder of ``NAME``, each with the suffix.
+        names: What to check.
+        suffix: Of the images, with its dot.
+        min_size: Of the data set's ``filter_cfg``, in pixels, as `check_image_sizes` takes it.
+        bbox_min_size: Of the data set's ``filter_cfg``, in pixels.
+        report: Is added to.
+        sizes: Files, and the width and height in pixels that they say.
+        small: Places of the objects with a side below ``bbox_min_size``.
+    """
 
-def _parsed(
-    report: Report, annotations: Path, names: Sequence[str]
-) -> Iterator[tuple[Path, ET.Element]]:
-    """Files with their root elements; what is no XML is reported."""
-    for name in names:
-        file = annotations / f'{name}.xml'
-        try:
-            yield file, ET.parse(file).getroot()
-        except FileNotFoundError:
-            report.error(file, 'is missing; reading the data set stops at it')
-        except OSError as error:
-            what = f'cannot be read ({error.strerror})'
-            report.error(file, f'{what}; reading the data set stops at it')
-        except ET.ParseError as error:
-            line, column = error.position
-            reason = str(error).split(':')[0]
-            report.error(f'{file}:{line}', f'no XML: {reason} (column {column + 1})')
-        except (ValueError, LookupError) as error:  # an encoding that the parser does not know
-            report.error(file, f'no XML that can be read: {error}')
+    annotations: Path
+    images: Path
+    names: Sequence[str]
+    suffix: str
+    min_size: float | None
+    bbox_min_size: float
+    report: Report = field(default_factory=Report)
+    sizes: list[tuple[Path, float, float]] = field(default_factory=list)
+    small: list[str] = field(default_factory=list)
+
+    def parsed(self) -> Iterator[tuple[Path, ET.Element]]:
+        """Files with their root elements; what is no XML is reported."""
+        report = self.report
+        for name in self.names:
+            file = self.annotations / f'{name}.xml'
+            try:
+                yield file, ET.parse(file).getroot()
+            except FileNotFoundError:
+                report.error(file, 'is missing; reading the data set stops at it')
+            except OSError as error:
+                what = f'cannot be read ({error.strerror})'
+                report.error(file, f'{what}; reading the data set stops at it')
+            except ET.ParseError as error:
+                line, column = error.position
+                reason = str(error).split(':')[0]
+                report.error(f'{file}:{line}', f'no XML: {reason} (column {column + 1})')
+            except (ValueError, LookupError) as error:  # an encoding that the parser does not know
+                report.error(file, f'no XML that can be read: {error}')
+
+    def check_side(self, place: str, side: float, box: str = '') -> bool:
+        """Note a box that training ignores for its size, and report one without area.
+
+        Args:
+            place: Of its object.
+            side: The shorter one, in pixels.
+            box: Its numbers, for the message.
+
+        Returns:
+            Whether it is neither.
+        """
+        if side < self.bbox_min_size:
+            self.small.append(place)
+        elif side <= 0:
+            self.report.warn(place, f'found a box without area, whose offsets are infinite{box}')
+        else:
+            return True
+        return False
+
+    def finished(self) -> Report:
+        """The report, with what only all files together show."""
+        self.report.num_images = len(self.names)
+        if not self.names:
+            message = 'found no images listed; reading the data set stops at it'
+            self.report.error(self.annotations, message)
+        check_image_sizes(self.report, self.sizes, self.min_size)
+        check_box_sizes(self.report, self.small, self.bbox_min_size)
+        check_has_objects(self.report, self.annotations)
+        listed = [(self.annotations / f'{n}.xml', f'{n}{self.suffix}') for n in self.names]
+        check_images_exist(self.report, self.images, listed, 'training stops at it')
+        return self.report
 
 
 def _check_voc_object(
-    report: Report,
+    check: _Check,
     place: str,
     root: ET.Element,
     thing: ET.Element,
     classes: Sequence[str] | None,
-    bbox_min_size: float,
-    small: list[str],
 ) -> str | None:
-    """The name of its class, if it has one; its place is added to the small ones if it is."""
+    """The name of its class, if it has one."""
+    report = check.report
     name, box = thing.findtext('name'), thing.find('bndbox')
     if name is not None and classes is not None and name not in classes:
         report.objects[name] += 1
@@ -172,13 +207,7 @@ def _check_voc_object(
         report.error(place, _not_whole(thing, 'difficult'))
     x0, y0, x1, y1 = (_number(box, key) for key in _VOC_BOX)
     side = min(int(x1) - int(x0), int(y1) - int(y0))  # as XMLDataset reads them
-    if side < bbox_min_size:
-        small.append(place)
-    elif side <= 0:
-        report.warn(
-            place,
-            f'found a box without area, whose offsets are infinite: {x0:g} {y0:g} {x1:g} {y1:g}',
-        )
+    check.check_side(place, side, f': {x0:g} {y0:g} {x1:g} {y1:g}')
     width, height = (_number(root, f'size/{key}') for key in ('width', 'height'))
     if width and height and (x0 > width or y0 > height or x1 < 1 or y1 < 1):
         report.error(
