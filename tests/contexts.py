@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext, HeadSpec
+from ld_plugin.distillers import Distiller, build_distillers
 from tests.brute_force import anchors
 
 IMAGE = 40, 48
@@ -95,6 +98,21 @@ def context(images: int = 2, priors_per_cell: int = 1, seed: int = 0) -> Distill
             ],
         ),
         gt_bboxes=[boxes[i, :count] for i, count in enumerate(counts)],
+    )
+
+
+def make(step: DistillationContext, **cfg: Any) -> Distiller:
+    """The distiller of a config, ``model.distillers.x``, between the heads of a context."""
+    return build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x']
+
+
+def rows(step: DistillationContext, read: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a method of the outputs reads of every level, of student and teacher: (N, P, ...)."""
+    return tuple(
+        torch.cat([getattr(dense, read)(level) for level in range(len(STRIDES))], dim=1)
+        .detach()
+        .numpy()
+        for dense in (step.student, step.teacher)
     )
 
 

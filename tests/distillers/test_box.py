@@ -9,27 +9,14 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.distillers import Distiller, build_distillers
+from ld_plugin.distillers import build_distillers
 from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import BoxLoss
 from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import general_instance_scores
 from tests import brute_force
-from tests.contexts import context
-
-
-def make(step: DistillationContext, **cfg) -> Distiller:
-    cfg = dict(x=dict(cfg))
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
-
-
-def rows(step: DistillationContext, read: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of student and teacher, (N, P, ...)."""
-    return tuple(
-        torch.cat([getattr(dense, read)(level) for level in range(3)], dim=1).detach().numpy()
-        for dense in (step.student, step.teacher)
-    )
+from tests.contexts import context, make, rows
 
 
 @pytest.fixture(params=[1, 9], ids=['1 prior per cell', '9 priors per cell'])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ld_plugin.dense import DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
 from ld_plugin.detectors.packed_convolution import PackedConv2d
-from ld_plugin.distillers import CrossHeadDistiller, box, build_distillers, crosshead
+from ld_plugin.distillers import CrossHeadDistiller, box, crosshead
 from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import channel_statistics
 from ld_plugin.recipes import crosskd
-from tests import brute_force
-from tests.contexts import context
+from tests import brute_force, contexts
+from tests.contexts import context, rows
 from tests.families import SINGLE_STAGE, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
 STACKED = [family for family in SINGLE_STAGE if 'tood' not in family]
 CROSS = dict(type='CrossHeadDistiller', layer=1)
+make = partial(contexts.make, **CROSS)
 WIDTHS = (2, 3, 3)
 SHAPES = ((160, 192), (128, 192))
 
@@ -77,19 +79,6 @@ def cross_context(
         return level.detach() + (first - first.detach()) * channels
 
     return replace(step, student=student, teacher=replace(teacher, rest_of_head=rest))
-
-
-def make(step: DistillationContext, **cfg: Any) -> CrossHeadDistiller:
-    cfg = dict(x=CROSS | cfg)
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
-
-
-def rows(step: DistillationContext, read: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of student and teacher, (N, P, ...)."""
-    return tuple(
-        torch.cat([getattr(dense, read)(level) for level in range(3)], dim=1).detach().numpy()
-        for dense in (step.student, step.teacher)
-    )
 
 
 def bins(step: DistillationContext) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,7 @@ from ld_plugin.errors import ConfigError
 from ld_plugin.losses import DecoupledLoss
 from ld_plugin.recipes import defeat
 from tests import brute_force
-from tests.contexts import context
-
-
-def make(step: DistillationContext, **cfg) -> Distiller:
-    cfg = dict(x=cfg)
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+from tests.contexts import context, make
 
 
 @pytest.fixture(params=[1, 9], ids=['1 prior per cell', '9 priors per cell'])

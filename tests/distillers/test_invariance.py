@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
-from ld_plugin.distillers import Distiller, build_distillers
+from ld_plugin.distillers import Distiller
 from ld_plugin.registry import REGIONS
 from tests import brute_force
-from tests.contexts import context, take_images
+from tests.contexts import context, make, take_images
 
 ANYWHERE = {
     'box': dict(type='BoxDistiller'),
@@ -53,10 +53,6 @@ def step(request: pytest.FixtureRequest) -> DistillationContext:
     return context(images=4, priors_per_cell=request.param)
 
 
-def make(cfg: dict[str, Any], step: DistillationContext) -> Distiller:
-    return build_distillers(dict(x=cfg), step.student.spec, step.teacher.spec)['x']
-
-
 def on_region(cfg: dict[str, Any], region: str) -> dict[str, Any]:
     return cfg if cfg in ON_POSITIVES.values() else dict(cfg, region=dict(type=region))
 
@@ -94,7 +90,7 @@ def with_maps(dense: DenseOutputs, change) -> DenseOutputs:
 def test_the_same_images_give_the_same_loss(
     step: DistillationContext, cfg: dict[str, Any], images: Sequence[int]
 ) -> None:
-    distiller = make(cfg, step)
+    distiller = make(step, **cfg)
     loss, gradients = loss_and_gradients(distiller, step, step)
     again, gradients_again = loss_and_gradients(distiller, take_images(step, images), step)
     assert loss > 0
@@ -107,14 +103,14 @@ def test_the_same_images_give_the_same_loss(
 def test_halves_of_a_batch_average_to_the_loss_of_the_whole(
     step: DistillationContext, region: str
 ) -> None:
-    distiller = make(dict(type='LocalizationDistiller', region=dict(type=region)), step)
+    distiller = make(step, type='LocalizationDistiller', region=dict(type=region))
     halves = [distiller(take_images(step, images)) for images in ([0, 1], [2, 3])]
     torch.testing.assert_close(sum(halves) / 2, distiller(step))
 
 
 @on_every_region
 def test_an_equal_teacher_teaches_nothing(step: DistillationContext, cfg: dict[str, Any]) -> None:
-    distiller = make(cfg, step)
+    distiller = make(step, **cfg)
     equal = replace(step, teacher=with_maps(step.student, Tensor.detach))
     loss, gradients = loss_and_gradients(distiller, equal, equal)
     assert loss.abs() < 1e-6
@@ -134,7 +130,7 @@ def test_a_batch_without_ground_truth(step: DistillationContext, cfg: dict[str, 
         'InsideGTRegion',
         'FineGrainedRegion',
     ):
-        check_zero(make(on_region(cfg, region), empty), empty)
+        check_zero(make(empty, **on_region(cfg, region)), empty)
 
 
 @in_every_way
@@ -142,7 +138,7 @@ def test_images_without_positives_repeated(step: DistillationContext, cfg: dict[
     """Of background alone there may be a loss, and it is no larger for more of it."""
     labels = torch.full_like(step.assignment.labels, 3)
     empty = replace(step, assignment=relabelled(step.assignment, labels))
-    distiller = make(cfg, empty)
+    distiller = make(empty, **cfg)
     loss = distiller(empty)
     torch.testing.assert_close(distiller(take_images(empty, [0, 1, 2, 3] * 2)), loss)
 
@@ -159,7 +155,7 @@ def test_a_batch_that_is_ignored_altogether(step: DistillationContext, cfg: dict
             positive_gts=[torch.zeros(0, dtype=torch.int64)] * 4,
         ),
     )
-    check_zero(make(cfg, ignored), ignored)
+    check_zero(make(ignored, **cfg), ignored)
 
 
 def check_zero(distiller: Distiller, step: DistillationContext) -> None:
@@ -178,7 +174,7 @@ def test_one_positive_in_a_batch_of_one(cfg: dict[str, Any]) -> None:
     labels[0, 5] = 1
     step = replace(step, assignment=relabelled(step.assignment, labels))
     loss, gradients = loss_and_gradients(
-        make(dict(cfg, region=dict(type='MainRegion')), step), step, step
+        make(step, **dict(cfg, region=dict(type='MainRegion'))), step, step
     )
     assert loss > 0
     # in every map that it reads
@@ -190,7 +186,7 @@ def test_one_positive_in_a_batch_of_one(cfg: dict[str, Any]) -> None:
 def test_half_precision_maps_give_nearly_the_same_loss(
     step: DistillationContext, cfg: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    distiller = make(cfg, step)
+    distiller = make(step, **cfg)
     half = replace(
         step,
         student=with_maps(step.student, lambda m: m.detach().to(dtype).requires_grad_()),
@@ -229,7 +225,7 @@ def test_localization_distillation_of_every_position(step: DistillationContext) 
     weights = scores.sigmoid().max(-1).values * assigned.positive
     # reference_images 3, four images, divisor 4, loss weight 0.25
     expected = 0.25 * (weights.numpy() * divergences(step)).sum() / 4 * 3 / 4
-    ours = make(dict(type='LocalizationDistiller', region=dict(type='MainRegion')), step)(step)
+    ours = make(step, type='LocalizationDistiller', region=dict(type='MainRegion'))(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -238,7 +234,7 @@ def test_localization_distillation_of_all_negatives(step: DistillationContext) -
     negative = (step.assignment.valid & ~step.assignment.positive).numpy()
     expected = 0.25 * (negative * divergences(step)).sum() / 16 * 3 / 4
     region = dict(type='EverywhereRegion', exclude_positives=True)
-    ours = make(dict(type='LocalizationDistiller', region=region), step)(step)
+    ours = make(step, type='LocalizationDistiller', region=region)(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -248,7 +244,7 @@ def test_classification_distillation_averages_over_every_level(step: Distillatio
     for level, positive in enumerate(positives):
         rows = [m.level_class_logits(level).detach().numpy() for m in (step.student, step.teacher)]
         expected += 10 * brute_force.kl(*rows, temperature=2)[positive.numpy()].mean()
-    ours = make(dict(type='ClassificationDistiller', region=dict(type='MainRegion')), step)(step)
+    ours = make(step, type='ClassificationDistiller', region=dict(type='MainRegion'))(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -260,5 +256,5 @@ def test_feature_distillation_averages_over_every_levels_cells(step: Distillatio
         cells = positive.view(4, h, w, a).any(-1)
         squares = (step.student.features[level].detach() - step.teacher.features[level]) ** 2
         expected += 2 * squares.mean(1)[cells].mean().item()
-    ours = make(dict(type='FeatureDistiller', region=dict(type='MainRegion')), step)(step)
+    ours = make(step, type='FeatureDistiller', region=dict(type='MainRegion'))(step)
     assert ours.item() == pytest.approx(expected, rel=1e-4)

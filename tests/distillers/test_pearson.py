@@ -1,21 +1,20 @@
 """PKD on contexts: its statistics are the batch's."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.distillers import Distiller, FeatureDistiller, build_distillers, feature
+from ld_plugin.distillers import FeatureDistiller, feature
 from ld_plugin.losses import DistillationLoss, PearsonFeatureLoss
 from ld_plugin.recipes import pkd
 from ld_plugin.regions import EverywhereRegion
+from tests import contexts
 from tests.contexts import context, take_images
 
-
-def make(step: DistillationContext, **changes) -> Distiller:
-    cfg = dict(x=dict(pkd['pkd'], **changes))
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+make = partial(contexts.make, **pkd['pkd'])
 
 
 @pytest.fixture(params=[1, 9], ids=['1 prior per cell', '9 priors per cell'])

@@ -1,19 +1,17 @@
 """Prediction-guided feature imitation on contexts: cell by cell."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.distillers import Distiller, build_distillers
 from ld_plugin.errors import ConfigError
+from tests import contexts
 from tests.contexts import context
 
-
-def make(step: DistillationContext, **cfg) -> Distiller:
-    cfg = dict(x=dict(type='PredictionGuidedFeatureDistiller', **cfg))
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+make = partial(contexts.make, type='PredictionGuidedFeatureDistiller')
 
 
 def expected_loss(step: DistillationContext, on: str = 'logit') -> torch.Tensor:

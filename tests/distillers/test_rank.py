@@ -1,21 +1,19 @@
 """Rank mimicking on contexts: ground truth by ground truth."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from ld_plugin.dense import DistillationContext
-from ld_plugin.distillers import Distiller, build_distillers
+from ld_plugin.distillers import build_distillers
 from ld_plugin.errors import ConfigError
-from tests import brute_force
+from tests import brute_force, contexts
 from tests.contexts import context
 
-
-def make(step: DistillationContext, **cfg) -> Distiller:
-    cfg = dict(x=dict(type='RankDistiller', **cfg))
-    return build_distillers(cfg, step.student.spec, step.teacher.spec)['x']
+make = partial(contexts.make, type='RankDistiller')
 
 
 @pytest.fixture(params=[1, 9], ids=['1 prior per cell', '9 priors per cell'])
