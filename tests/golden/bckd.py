@@ -28,7 +28,7 @@ def check_bckd(case: Case) -> Iterator[Row]:
     }
     for name, levels in losses.items():
         yield from case.rows({name: torch.stack(levels)}, 'out_')
-        yield from batch.check_gradients(name, sum(levels))
+        yield from case.gradient_rows(name, sum(levels), batch.maps)
     for level, has_positives in enumerate(batch.has_positives):
         if has_positives:
             yield from case.rows(_intermediates(batch, level), f'lvl{level}_dbg_')

@@ -1,7 +1,7 @@
 """The arrays of a golden file, and how a value of ours is compared with one of them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +48,17 @@ class Case:
         for name, value in ours.items():
             if prefix + name in self:
                 yield Row(prefix + name, value.detach(), self[prefix + name])
+
+    def gradient_rows(
+        self, loss_name: str, loss: Tensor, maps: Mapping[str, Sequence[Tensor]]
+    ) -> Iterator[Row]:
+        """Gradients of a loss in the levels of all maps that the file has one for."""
+        for match in self.names(rf'lvl(\d+)_grad_(\w+?)_of_{loss_name}'):
+            level_map = maps[match[2]][int(match[1])]
+            gradient = torch.autograd.grad(
+                loss, level_map, retain_graph=True, materialize_grads=True, allow_unused=True
+            )[0]
+            yield from self.rows({match[0]: gradient})
 
     @property
     def unused(self) -> list[str]:

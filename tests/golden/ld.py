@@ -256,7 +256,7 @@ def _check_level_losses(
     values = [loss for loss in levels if loss is not None]
     if values:
         yield Row(f'out_{name}', torch.stack(values).detach(), expected[ran])
-        yield from batch.check_gradients(name, sum(values))
+        yield from case.gradient_rows(name, sum(values), batch.maps)
 
 
 class HeadBatch:
@@ -372,7 +372,7 @@ class HeadBatch:
         raw = dict(loss_bbox_raw=bbox, loss_dfl_raw=dfl, weight_sum=weights, reg_avg_factor=divisor)
         yield from case.rows(losses | raw, 'out_')
         for name, value in losses.items():
-            yield from self.check_gradients(name, value.sum())
+            yield from case.gradient_rows(name, value.sum(), self.maps)
 
     @property
     def _vlr(self) -> Region:
@@ -441,15 +441,6 @@ class HeadBatch:
             outside.gather([self.context.student.features[level]]),
             inside.gather([self.context.teacher.features[level]]),
         )
-
-    def check_gradients(self, name: str, loss: Tensor) -> Iterator[Row]:
-        """Gradients of a loss in all maps that the file has one for."""
-        for match in self.case.names(rf'lvl(\d+)_grad_(\w+?)_of_{name}'):
-            level_map = self.maps[match[2]][int(match[1])]
-            gradient = torch.autograd.grad(
-                loss, level_map, retain_graph=True, materialize_grads=True, allow_unused=True
-            )[0]
-            yield from self.case.rows({match[0]: gradient})
 
     def _localization(self, region: Region) -> Distiller:
         # the reference's plain sum over the batch: ours at as many images as there are

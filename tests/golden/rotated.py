@@ -182,7 +182,7 @@ class RotatedBatch:
         for name, make in makers.items():
             levels = self._per_level(make, region)
             yield from case.rows({f'out_{name}': torch.stack(levels)})
-            yield from self._check_gradients(name, sum(levels))
+            yield from case.gradient_rows(name, sum(levels), self.maps)
         yield from self._check_recipe()
         for name in ('out_loss_im', *(m[0] for m in case.names(r'lvl\d+_grad_x_of_loss_im'))):
             _ = case[name]
@@ -199,14 +199,6 @@ class RotatedBatch:
     def _per_level(self, make: Callable[[Region], Distiller], region: Region) -> list[Tensor]:
         levels = range(len(self.case['strides']))
         return [make(OnLevel(region, level))(self.context) for level in levels]
-
-    def _check_gradients(self, name: str, loss: Tensor) -> Iterator[Row]:
-        for match in self.case.names(rf'lvl(\d+)_grad_(\w+?)_of_{name}'):
-            level_map = self.maps[match[2]][int(match[1])]
-            gradient = torch.autograd.grad(
-                loss, level_map, retain_graph=True, materialize_grads=True, allow_unused=True
-            )[0]
-            yield from self.case.rows({match[0]: gradient})
 
     def _check_recipe(self) -> Iterator[Row]:
         """The recipe as configs import it."""
