@@ -178,7 +178,7 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
     root = dataset.get('data_root') or ''
     if root and not Path(root).is_dir():
         # What is below it is missing too; one line says enough.
-        yield _complaint(f'{key}.data_root', 'folder', root, root)
+        yield _complaint(f'{key}.data_root', 'folder', root, '')
         return
     ann_file = dataset.get('ann_file')
     if ann_file and not _below(root, ann_file).exists():
@@ -219,8 +219,7 @@ def _below(root: str, path: str) -> Path:
 
 
 def _complaint(key: str, kind: str, found: str, root: str) -> str:
-    place = _below(root, found).absolute() if found != root else Path(root).absolute()
     return (
-        f"{key}: {kind} '{found}' not found (expected at {place}); put the data there, "
-        f'or say where it is: --cfg-options {key}=PATH'
+        f"{key}: {kind} '{found}' not found (expected at {_below(root, found).absolute()}); put "
+        f'the data there, or say where it is: --cfg-options {key}=PATH'
     )

@@ -62,6 +62,16 @@ def test_message_names_key_finding_place_and_remedy() -> None:
     assert 'ann_file' not in str(error.value), 'what is below a missing root needs no line'
 
 
+def test_message_names_the_place_below_a_root_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('train').mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        check_data_folders(config(dataset('train', ann_file='', data_prefix=dict(img='train'))))
+    assert f'expected at {tmp_path / "train/train"})' in str(error.value)
+
+
 @pytest.mark.parametrize(
     ('wrap', 'key'),
     [
