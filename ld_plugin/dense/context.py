@@ -129,4 +129,5 @@ class DistillationContext:
 
     @property
     def device(self) -> torch.device:
+        """That of both models' outputs."""
         return self.student.device

@@ -70,9 +70,9 @@ class HeadSpec:
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
-        offset_coding: What bins that are values of encoded offsets mean in pixels and radians; None
-            where they are not.
-        boxes_have_gradient: Whether it passes through the boxes' coder.
+        offset_coding: How the offsets that bins stand for are encoded; None where bins stand for
+            something else.
+        boxes_have_gradient: Whether a gradient passes through the coder of its boxes.
         rates_objects_alone: Whether a class logit means something only where there is an object,
             as objectness, another branch, tells background.
         centre_offset: Where in its cell the centre of a prior lies, from 0 (the cell's first
@@ -280,7 +280,7 @@ class DenseOutputs:
         return self.decoder(rows, priors.reshape(len(strides), -1), strides)
 
     def with_decoded_boxes(self) -> 'DenseOutputs':
-        """The same, with boxes instead of what they are decoded from: less, of distributions."""
+        """The same, with boxes in place of distributions, which take more memory."""
         box_maps = [
             self.level_boxes(level).reshape(self.num_images, *shape[:2], -1).movedim(-1, 1)
             for level, shape in enumerate(self.level_shapes)

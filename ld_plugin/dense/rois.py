@@ -91,6 +91,7 @@ class RoIReader:
 
     @property
     def spec(self) -> RoISpec:
+        """What the head classifies."""
         head = self.bbox_heads[0]
         return RoISpec(
             num_classes=head.num_classes,

@@ -97,8 +97,8 @@ class FrozenTeacher:
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
         image_scale: The images are enlarged by this factor for the teacher; its outputs are in
-            pixels of the student's images nevertheless. Levels are matched by their strides, so
-            with powers of two as usual, a power of two.
+            pixels of the student's images nevertheless. Levels are matched by their strides: where
+            these are powers of two, as usual, it must be one, too.
         class_map: The student's classes to the teacher's, names or indices, where equal names do
             not say it; None in place of the teacher's for a class without a partner. Classes that
             have none carry no loss.
@@ -229,6 +229,7 @@ class FrozenTeacher:
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self._model.parameters()).device
 
     @property

@@ -40,8 +40,8 @@ class LocalizationDistiller(Distiller):
         region: Where; default the main region.
         loss: How; default KL divergence at temperature 10, weight 0.25.
         schedule: A factor over training.
-        divisor: D; if None the region's published constant, 4 or for the valuable localization
-            region, and for the negatives in its place, 16.
+        divisor: D; if None the region's published constant: 16 for the valuable localization region
+            and for all negatives, which stand in for it, and 4 for the others.
         reference_images: R, images per GPU at which the loss weight was chosen; if None the
             published 3.
         normalizer: What the sum over the region is divided by: ``'images'``, N D / R, or

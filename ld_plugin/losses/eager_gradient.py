@@ -35,8 +35,9 @@ def eager_gradient(
             their gradient, too.
         pieces: The inputs are cut into at most as many along dimension 1, and ``function``, which
             must be a sum over it, is computed piece by piece: less memory, more calls.
-        overwrite: The first input's memory takes its gradient, unless it is of half precision. For
-            what nobody looks at any more, and whatever made it has not kept, as a convolution.
+        overwrite: Write the gradient of the first input over it, unless it is of half precision.
+            Only for what nobody reads any more, autograd included, which does not keep what a
+            convolution gives, for example.
 
     Returns:
         The scalar. It can be differentiated once.

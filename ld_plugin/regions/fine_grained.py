@@ -17,10 +17,10 @@ class FineGrainedRegion(Region):
 
     Args:
         share: Of the best IoU over all levels; in (0, 1).
-        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
-            centre, width and height, those when the angle is above 0 and at most 90
-            degrees. Beside horizontal priors, the horizontal boxes around objects are compared,
-            whatever this says.
+        rotated: Compare rotated boxes as they are; otherwise horizontal boxes of the same centre,
+            width and height (those of the box written with an angle above 0 and up to 90
+            degrees). Where priors are horizontal, the smallest horizontal boxes around objects
+            are compared, whatever this says.
 
     Raises:
         ConfigError: A value out of its range.

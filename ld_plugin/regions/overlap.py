@@ -22,10 +22,10 @@ class OverlapRegion(Region):
     Args:
         alpha: Lower bound of the IoU, as a share of the assigner's threshold; in (0, 1).
         topk: Nearest priors per level that the threshold is taken from (ATSS uses 9).
-        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
-            centre, width and height, as published, those when the angle is above 0 and at most 90
-            degrees. Beside horizontal priors, the horizontal boxes around objects are compared,
-            whatever this says.
+        rotated: Compare rotated boxes as they are; otherwise, as published, horizontal boxes of the
+            same centre, width and height (those of the box written with an angle above 0 and up
+            to 90 degrees). Where priors are horizontal, the smallest horizontal boxes around
+            objects are compared, whatever this says.
 
     Raises:
         ConfigError: A value out of its range.

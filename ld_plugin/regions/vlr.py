@@ -25,10 +25,10 @@ class ValuableLocalizationRegion(Region):
             the published implementation does; ``'diou'`` is the paper's text.
         exclude_positives: Leave the student's positives out. The published implementation keeps
             those that qualify for anchor-free-like heads (GFL) and drops them for RetinaNet.
-        rotated: Compare rotated boxes as they are; otherwise as horizontal boxes of the same
-            centre, width and height, as published, those when the angle is above 0 and at most 90
-            degrees. Beside horizontal priors, the horizontal boxes around objects are compared,
-            whatever this says.
+        rotated: Compare rotated boxes as they are; otherwise, as published, horizontal boxes of the
+            same centre, width and height (those of the box written with an angle above 0 and up
+            to 90 degrees). Where priors are horizontal, the smallest horizontal boxes around
+            objects are compared, whatever this says.
 
     Raises:
         ConfigError: A value out of its range.

@@ -87,7 +87,8 @@ def get_reader(
         teaches: Whether it is the teacher's, of which only predictions are read.
 
     Raises:
-        ConfigError: No class of the head's inheritance has a reader.
+        ConfigError: No class of the head's inheritance has a reader, or one that comes before it
+            predicts otherwise, or learns otherwise though it is to be taught.
     """
     refused = UNLIKE_THEIR_BASE if teaches else UNLIKE_THEIR_BASE | LEARNING_OTHERWISE
     for cls in type(head).__mro__:

@@ -72,9 +72,9 @@ def find_ground_truths(
     """The index of the ground truth that each positive's box target came from.
 
     Args:
-        boxes: (K, 4), the targets, equal to a ground truth up to rounding.
+        boxes: (K, E), the targets, equal to a ground truth up to rounding.
         labels: (K,), their classes.
-        gt_bboxes: (G, 4).
+        gt_bboxes: (G, E), written as the targets are.
         gt_labels: (G,).
 
     Returns:
