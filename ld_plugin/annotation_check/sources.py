@@ -59,7 +59,7 @@ def config_sources(cfg: Mapping[str, Any], sections: Sequence[str]) -> list[Sour
     for section in sections:
         loader = cfg.get(section) or {}
         for key, dataset in plain_datasets(loader.get('dataset'), f'{section}.dataset'):
-            files = [dataset.get(key) for key in _WHAT_IS_READ]
+            files = [dataset.get(name) for name in _WHAT_IS_READ]
             found.setdefault(repr(files), []).append((key, dataset))
     scope = cfg.get('default_scope')
     return [

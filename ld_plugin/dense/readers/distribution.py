@@ -95,7 +95,8 @@ class DistributionRotatedFCOSReader(RotatedFCOSReader):
         return class_maps, self.join(box_maps, angle_maps)
 
     def decode(self, rows: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
-        sides, angle = rows.split([4 * self.spec.num_bins, self.spec.num_bins], dim=1)
+        bins = self.head.reg_max + 1  # not of the spec, which would be described anew each time
+        sides, angle = rows.split([4 * bins, bins], dim=1)
         distances = self.head.integral(sides) * strides
         return self.decode_parts(
             distances, self.head.angle_coder.decode(angle, keepdim=True), priors
