@@ -23,7 +23,7 @@ LOSSES = {'KD': ['kd'], 'LD': ['ld'], 'LD + KD': ['ld', 'kd'], 'BCKD': ['bckd_cl
 
 def run(stage: str, work_dir: Path, method: str | None = None, **kwargs) -> benchmark.Run:
     checkpoint = kwargs.get('checkpoint')
-    return benchmark.Run(stage, 0, 'data', work_dir, checkpoint, 1, False, method)
+    return benchmark.Run(stage, 0, 'data', work_dir, checkpoint, 1, (), method)
 
 
 @pytest.fixture(scope='module')

@@ -75,6 +75,22 @@ class Job:
     threads: int
     bf16: tuple[str, ...] = ()
 
+    @classmethod
+    def from_args(
+        cls, args: argparse.Namespace, config: str, work_dir: Path, seed: int, **others: Any
+    ) -> 'Job':
+        """One on the data, and with the threads and the precision, that the command line says.
+
+        Args:
+            args: The command line.
+            config, work_dir, seed: As above.
+            others: Further attributes; without a teacher's checkpoint there is no teacher.
+        """
+        threads = max(1, (os.cpu_count() or 1) // args.jobs)
+        others = dict(teacher_checkpoint=None) | others
+        common = dict(data=str(args.data), threads=threads, bf16=tuple(args.bf16))
+        return cls(config=config, work_dir=work_dir, seed=seed, **common, **others)
+
     @property
     def metrics_file(self) -> Path:
         return self.work_dir / METRICS
@@ -119,11 +135,13 @@ class Job:
 def main() -> int:
     args = parse_args()
     os.environ['BCCD_ROOT'] = str(args.data)  # the configs read it
-    teacher = make_job(args, TEACHER, args.work_dir / TEACHER, seed=0)
+    teacher = Job.from_args(args, TEACHER, args.work_dir / TEACHER, seed=0)
     checkpoint = args.work_dir / TEACHER / 'epoch_36.pth'
     students = {
         name: [
-            make_job(args, VARIANTS[name], args.work_dir / f'{VARIANTS[name]}_seed{seed}', seed)
+            Job.from_args(
+                args, VARIANTS[name], args.work_dir / f'{VARIANTS[name]}_seed{seed}', seed
+            )
             for seed in args.seeds
         ]
         for name in args.variants
@@ -179,16 +197,6 @@ def add_common_arguments(
         help=f'run these of {", ".join(PARTS)} in bfloat16, and the whole teacher while it '
         'teaches: faster on processors that have it (default: none)',
     )
-
-
-def make_job(args: argparse.Namespace, config: str, work_dir: Path, seed: int) -> Job:
-    threads = threads_each(args.jobs)
-    return Job(config, seed, str(args.data), work_dir, None, threads, tuple(args.bf16))
-
-
-def threads_each(jobs: int) -> int:
-    """How many of the processor's threads each of so many trainings at the same time gets."""
-    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def run_all(jobs: Sequence[Job], at_once: int) -> None:

@@ -237,15 +237,13 @@ def rows_of(args: argparse.Namespace, family: str) -> dict[str, list[Run]]:
 
     def row(method: str, checkpoint: Path | None, seeds: Sequence[int]) -> list[Run]:
         return [
-            Run(
+            Run.from_args(
+                args,
                 family,
-                seed,
-                str(args.data),
                 args.work_dir / family.replace(' ', '-').lower() / f'{method}_seed{seed}',
-                checkpoint,
-                bccd.threads_each(args.jobs),
-                tuple(args.bf16),
-                method,
+                seed,
+                teacher_checkpoint=checkpoint,
+                method=method,
             )
             for seed in seeds
         ]

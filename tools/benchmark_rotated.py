@@ -104,15 +104,13 @@ def rows_of(args: argparse.Namespace) -> dict[str, list[Run]]:
     def row(stage: Stage, seeds: Sequence[int], method: str | None = None) -> list[Run]:
         folder = (method or stage.name).replace(' ', '').lower()
         return [
-            Run(
+            Run.from_args(
+                args,
                 stage.name,
-                seed,
-                str(args.data),
                 args.work_dir / f'{folder}_seed{seed}',
-                None if method is None else checkpoint,
-                bccd.threads_each(args.jobs),
-                tuple(args.bf16),
-                method,
+                seed,
+                teacher_checkpoint=None if method is None else checkpoint,
+                method=method,
             )
             for seed in seeds
         ]
