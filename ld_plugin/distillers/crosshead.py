@@ -230,7 +230,7 @@ class CrossHeadDistiller(Distiller):
         teacher = context.teacher
         counts = context.select(self.everywhere).weights & (context.assignment.label_weights > 0)
         return [
-            logits.detach().float().amax(-1).sigmoid() * level
+            logits.detach().amax(-1).float().sigmoid() * level
             for logits, level in zip(
                 teacher.class_views, prior_views(counts, teacher.level_shapes), strict=True
             )
