@@ -23,6 +23,8 @@ SCHEDULES = Registry('weight schedule', scope='ld_plugin')
 _INHERITED = (
     " If it is left of an inherited part of another type, set _delete_=True beside the new 'type'."
 )
+#: mmengine takes the word out of what replaces an inherited part, and of nothing else
+_NOT_INHERITED = ' Nothing is inherited in its place: leave _delete_ out.'
 
 
 def build(
@@ -56,8 +58,9 @@ def build(
     except TypeError as error:
         accepted = ', '.join(inspect.signature(cls).parameters)
         inherited = _INHERITED if 'unexpected keyword' in str(error) else ''
+        advice = _NOT_INHERITED if '_delete_' in kwargs else inherited
         raise ConfigError(
-            f'{key}: {cls.__name__} cannot be built: {error}. It accepts: {accepted}.{inherited}'
+            f'{key}: {cls.__name__} cannot be built: {error}. It accepts: {accepted}.{advice}'
         ) from error
     try:
         return cls(**kwargs)

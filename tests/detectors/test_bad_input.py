@@ -146,6 +146,20 @@ def test_arguments_of_an_inherited_part_of_another_type() -> None:
     build(tiny_distilled(distillers=dict(kd=config.kd)))
 
 
+def test_delete_beside_what_replaces_nothing_inherited() -> None:
+    """Which other messages advise where something is; mmengine leaves it in the config here."""
+    config = Config(dict(distillers=dict()))
+    loss = dict(type='BinaryKDLoss', _delete_=True)
+    config.merge_from_dict(
+        dict(distillers=dict(kd=dict(type='ClassificationDistiller', loss=loss)))
+    )
+    assert said(config.distillers.kd) == (
+        f'{AT}.loss: BinaryKDLoss cannot be built: got an unexpected keyword argument '
+        "'_delete_'. It accepts: beta, loss_weight. Nothing is inherited in its place: leave "
+        '_delete_ out.'
+    )
+
+
 @pytest.mark.parametrize(
     ('part', 'cfg', 'expected'),
     [
