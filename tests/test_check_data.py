@@ -4,20 +4,23 @@ import io
 import json
 import math
 import re
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import check_data
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine import Config
 
-from ld_plugin.annotation_check import Report, config_sources
+from ld_plugin.annotation_check import Report, config_sources, folder_sources
 from ld_plugin.annotation_check.coco import check_coco
 from ld_plugin.annotation_check.dota import check_dota, check_dota_images
 from ld_plugin.annotation_check.xml_files import check_hrsc, check_voc
@@ -99,7 +102,9 @@ def test_malformed_line_is_named_with_file_and_line(
 
 
 def test_every_line_is_named(tmp_path: Path) -> None:
-    found = messages(dota(tmp_path, 'plane', GOOD, '1 2 3', '10 10 30 10 30 20 10 20 plan 0'))
+    report = dota(tmp_path, 'plane', GOOD, '1 2 3', '10 10 30 10 30 20 10 20 plan 0')
+    found = messages(report)
+    assert str(report) == '1 images, 3 objects: plane 2, plan 1'
     assert [message.split(':')[1] for message in found] == ['2', '4', '5']
     assert "did you mean 'plane'?" in found[2]
 
@@ -114,6 +119,23 @@ def test_raw_files_are_separated_by_single_spaces(tmp_path: Path, line: str) -> 
     assert dota(tmp_path, line).problems == []
     (found,) = messages(dota(tmp_path, line, raw=True))
     assert 'found other separators than single spaces, which the splitting tool needs' in found
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.JPG', '.png', '.tif', '.bmp'])
+def test_images_that_the_splitting_tool_reads(tmp_path: Path, suffix: str) -> None:
+    image(tmp_path / f'images/P1{suffix}')
+    text(tmp_path / 'labelTxt/P1.txt', GOOD)
+    assert check_dota(tmp_path / 'labelTxt', tmp_path / 'images', raw=True).problems == []
+
+
+def test_an_image_larger_than_pillow_thinks_safe(tmp_path: Path) -> None:
+    text(tmp_path / 'labelTxt/P1.txt', GOOD)
+    start = struct.pack('>4s2I5B', b'IHDR', 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = (start, b'IDAT')
+    content = [struct.pack('>I', len(c) - 4) + c + struct.pack('>I', crc32(c)) for c in chunks]
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/P1.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(content))
+    assert check_dota(tmp_path / 'labelTxt', tmp_path / 'images', raw=True).problems == []
 
 
 def test_image_and_annotation_need_each_other(tmp_path: Path) -> None:
@@ -160,7 +182,9 @@ def test_annotations_that_cannot_be_read_do_not_end_the_check(tmp_path: Path) ->
     text(tmp_path / 'annfiles/P3.txt', 'nonsense')
     for name in ('P1', 'P2', 'P3'):
         image(tmp_path / f'images/{name}.png')
-    gone, folder, wrong = messages(check_dota(tmp_path / 'annfiles', tmp_path / 'images'))
+    report = check_dota(tmp_path / 'annfiles', tmp_path / 'images')
+    assert messages(report, is_error=False) == []  # there may be objects in them
+    gone, folder, wrong = messages(report)
     assert gone.startswith(f'{tmp_path}/annfiles/P1.txt: error: cannot be read (No such file')
     assert folder.startswith(f'{tmp_path}/annfiles/P2.txt: error: cannot be read (Is a directory)')
     assert wrong.startswith(f'{tmp_path}/annfiles/P3.txt:1: error: found 1 fields')
@@ -170,7 +194,9 @@ def test_images_to_test_on(tmp_path: Path) -> None:
     (found,) = messages(check_dota_images(tmp_path / 'images'))
     assert 'found no *.png, expected the images to test on' in found
     image(tmp_path / 'images/P1.png')
-    assert check_dota_images(tmp_path / 'images').problems == []
+    image(tmp_path / 'images/P2.jpg')
+    report = check_dota_images(tmp_path / 'images')
+    assert (report.problems, report.num_images) == ([], 1)
 
 
 # --- COCO -----------------------------------------------------------------------------------------
@@ -252,6 +278,10 @@ def test_what_only_evaluation_or_filters_mind_in_coco_files(
             "a.json: error: found no 'images'; reading the data set stops at it",
         ),
         (
+            lambda c: c['images'].append(c['images'][0]),
+            "found 2 'images' with id 1, expected one",
+        ),
+        (
             lambda c: c['annotations'][1].update(id=7),
             "found 2 'annotations' with id 7, expected one",
         ),
@@ -300,6 +330,7 @@ def test_errors_of_coco_files(tmp_path: Path, change: Callable, message: str) ->
     ('change', 'message'),
     [
         (lambda c: c['annotations'][0].update(bbox=[1, 2, 30, 0]), 'without area or thinner than'),
+        (lambda c: c['annotations'][0].update(bbox=[1, 2, 0, 20]), 'without area or thinner than'),
         (
             lambda c: c['annotations'][0].update(area=0),
             'without area or thinner than a pixel: bbox',
@@ -311,6 +342,10 @@ def test_errors_of_coco_files(tmp_path: Path, change: Callable, message: str) ->
         ),
         (
             lambda c: (c['categories'].pop(), c['annotations'].pop()),
+            "a.json: warning: has no category 'small-vehicle', which the data set has",
+        ),
+        (  # of a class that the data set does not have, too
+            lambda c: (c['categories'][1].update(name='ship'), c['annotations'].pop()),
             "a.json: warning: has no category 'small-vehicle', which the data set has",
         ),
         (
@@ -386,6 +421,9 @@ def test_broken_json(tmp_path: Path) -> None:
     assert found == f'{tmp_path}/a.json:2: error: no JSON: Expecting value (column 10)'
     (found,) = messages(check_coco(text(tmp_path / 'a.json', '[]')))
     assert 'found a list, expected an object with images, annotations, categories' in found
+    (tmp_path / 'a.json').write_bytes(b'{"images": "\xff"}')
+    (found,) = messages(check_coco(tmp_path / 'a.json'))
+    assert found.startswith(f'{tmp_path}/a.json: error: found bytes that are no UTF-8 text')
 
 
 # --- VOC and HRSC ---------------------------------------------------------------------------------
@@ -592,6 +630,12 @@ def test_classes_that_may_be_left_out_by_mistake(tmp_path: Path) -> None:
     assert found.endswith(ON_PURPOSE.format(1, 'ship'))
 
 
+def test_another_kind_of_vehicle_may_be_left_out_on_purpose(tmp_path: Path) -> None:
+    large = SHIP.replace('ship', 'large-vehicle')
+    (found,) = voc(tmp_path, '</annotation>', f'{VAN}{large}</annotation>').problems
+    assert str(found).endswith(ON_PURPOSE.format(1, 'large-vehicle'))
+
+
 def test_ids_of_ships(tmp_path: Path) -> None:
     assert hrsc(tmp_path, '<mbox_cx>', '<Class_ID>7</Class_ID><mbox_cx>').problems == []
     folders = tmp_path / 'Annotations', tmp_path / 'AllImages'
@@ -658,6 +702,26 @@ def test_data_sets_that_read_other_things_are_each_checked(tmp_path: Path) -> No
     assert [len(messages(report, is_error=False)) for report in reports] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(type='VOCDataset'),
+        dict(data_root='elsewhere'),
+        dict(ann_file='b.json'),
+        dict(data_prefix=dict(img='others/')),
+        dict(ann_subdir='labels'),
+        dict(img_subdir='pictures'),
+        dict(img_suffix='tif'),
+        dict(classwise=True),
+        dict(backend_args=dict(backend='petrel')),
+    ],
+)
+def test_keys_that_tell_other_files(tmp_path: Path, change: dict) -> None:
+    dataset = coco_dataset(tmp_path)
+    both = dict(type='ConcatDataset', datasets=[dataset, dataset | change])
+    assert len(checked(both)) == 2
+
+
 def test_classes_of_ships_that_a_config_asks_for(tmp_path: Path) -> None:
     pytest.importorskip('mmrotate')
     hrsc(tmp_path, '<mbox_cx>', '<Class_ID>100000099</Class_ID><mbox_cx>')
@@ -691,7 +755,7 @@ def test_class_names_of_a_file_and_of_the_data_set(tmp_path: Path) -> None:
 
 
 def test_missing_folder_is_said_by_its_key(tmp_path: Path) -> None:
-    (report,) = checked(coco_dataset(tmp_path) | dict(data_root='nowhere'))
+    (report,) = checked(coco_dataset(tmp_path) | dict(data_root='nowhere'), 'train', 'val')
     (found,) = messages(report)
     assert found.startswith("train_dataloader.dataset.data_root: error: folder 'nowhere' not found")
 
@@ -756,6 +820,21 @@ def test_prefixes_that_the_stock_data_set_does_not_find_its_files_by(
         DATASETS.build(dataset | dict(pipeline=[]))
 
 
+class OwnDataset(CocoDataset):
+    """Of somebody whose images are always in the same folder."""
+
+    def __init__(self, data_prefix: Mapping[str, str] = {'img': 'images/'}, **kwargs: Any) -> None:
+        super().__init__(data_prefix=dict(data_prefix), **kwargs)
+
+
+def test_a_class_of_ones_own_may_have_a_prefix_of_its_own(tmp_path: Path) -> None:
+    dataset = coco_dataset(tmp_path) | dict(type=OwnDataset, pipeline=[])
+    del dataset['data_prefix']
+    assert len(DATASETS.build(dataset)) == 1
+    (report,) = checked(dataset)
+    assert not any('data_prefix' in message for message in messages(report))
+
+
 class NoBaseDataset(torch.utils.data.Dataset):
     """Of somebody who needs nothing of MMEngine's."""
 
@@ -790,6 +869,22 @@ def test_voc_dota_and_hrsc_data_sets(tmp_path: Path) -> None:
     assert 'an empty line' in messages(report)[0]
     (report,) = checked(kind | dict(ann_file='', data_root=str(tmp_path)))
     assert (report.problems, report.num_images) == ([], 1)
+    (report,) = checked(kind | dict(ann_file='annfiles/', img_suffix='tif', **common))
+    assert 'P1.tif is missing (there is P1.png)' in messages(report)[-1]
+
+
+def test_folders_of_voc_under_other_names(tmp_path: Path) -> None:
+    voc(tmp_path)
+    (tmp_path / 'Annotations').rename(tmp_path / 'labels')
+    (tmp_path / 'JPEGImages').rename(tmp_path / 'pictures')
+    text(tmp_path / 'names.txt', 'a')
+    dataset = dict(
+        type='VOCDataset', data_root=str(tmp_path), ann_file='names.txt', ann_subdir='labels',
+        img_subdir='pictures', metainfo=dict(classes=CLASSES), **AT_ROOT,
+    )  # fmt: skip
+    (report,) = checked(dataset)
+    assert messages(report) == []
+    assert len(DATASETS.build(dataset)) == report.num_images == 1
 
 
 # --- the program ----------------------------------------------------------------------------------
@@ -826,6 +921,35 @@ def test_folder(
         assert 'a folder has neither' in capsys.readouterr().err
     assert run(monkeypatch, tmp_path, '--classes', 'ship', 'plane') == 1
     assert 'small-vehicle' in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, '--classes', 'ship') == 1
+    out = capsys.readouterr().out
+    for place in (
+        'raw/labelTxt-v1.0/labelTxt/P1.txt:3',
+        'split/annfiles/P1__10__0___0.txt:1',
+        'voc/Annotations/a.xml, object 1',
+        'coco/annotations/a.json',
+    ):
+        assert f"{place}: error: found class 'plane'" in out
+
+
+def test_folder_of_the_annotations_themselves(tmp_path: Path) -> None:
+    image(tmp_path / 'images/P1.png')
+    text(tmp_path / 'annfiles/P1.txt', GOOD)
+    text(tmp_path / 'annfiles/notes/mine.txt', 'of a folder below')
+    (source, _) = folder_sources(tmp_path / 'annfiles')
+    assert source.check().problems == []
+    assert folder_sources(tmp_path / 'annfiles/notes') == []
+
+
+def test_images_of_several_kinds_are_those_that_the_data_set_reads_by_default(
+    tmp_path: Path,
+) -> None:
+    for name in ('P1.png', 'P2.jpg', 'P3.jpg'):
+        image(tmp_path / 'images' / name)
+        text(tmp_path / f'annfiles/{Path(name).stem}.txt', GOOD)
+    (source,) = folder_sources(tmp_path)
+    found = messages(source.check())
+    assert [message.split(' is missing')[0][-6:] for message in found] == ['P2.png', 'P3.png']
 
 
 def test_names_that_the_terminal_has_no_letters_for(
@@ -853,6 +977,19 @@ def test_config(
         SystemExit, match='found nothing to check, expected a data set in val_datal'
     ):
         run(monkeypatch, cfg, '--loaders', 'val')
+    with pytest.raises(SystemExit):
+        run(monkeypatch, cfg, '--classes', 'plane')
+    assert '--classes: a config names its own classes' in capsys.readouterr().err
+
+
+def test_warnings_are_counted_and_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    dataset = coco_dataset(tmp_path)
+    coco(tmp_path, lambda content: content['annotations'][0].update(ignore=1))
+    cfg = text(tmp_path / 'mine.py', f'test_dataloader = dict(dataset={dataset!r})')
+    assert run(monkeypatch, cfg) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == 'errors: 0, warnings: 1'
 
 
 def test_config_of_a_package(
@@ -1022,6 +1159,16 @@ def test_boxes_that_are_ignored_for_their_size(tmp_path: Path, kind: str, smalle
     assert DATASETS.build(small).load_data_list()[0]['instances'][0]['ignore_flag'] == 1
 
 
+def test_sizes_are_counted_over_all_images(tmp_path: Path) -> None:
+    for name in ('a', 'b'):
+        image(tmp_path / f'{name}.jpg')
+        text(tmp_path / f'{name}.xml', VOC)
+    sizes = dict(min_size=49, bbox_min_size=19)
+    images, objects = messages(check_voc(tmp_path, tmp_path, ['a', 'b'], **sizes), is_error=False)
+    assert 'here and in 2 images altogether' in images
+    assert 'here and in 2 objects altogether' in objects
+
+
 @pytest.mark.parametrize('check', [check_voc, check_hrsc])
 def test_ignored_boxes_need_no_area(tmp_path: Path, check: Callable) -> None:
     make, old, images = {
@@ -1077,6 +1224,10 @@ def test_voc_box_beside_its_image(box: tuple[int, ...], tmp_path: Path) -> None:
 
 
 # --- borders --------------------------------------------------------------------------------------
+
+
+def test_a_quadrilateral_of_half_a_pixel_has_an_area(tmp_path: Path) -> None:
+    assert dota(tmp_path, '10 10 30 10 30 10.5 10 10.5 plane 0').problems == []
 
 
 def test_a_box_of_one_pixel_in_a_coco_file(tmp_path: Path) -> None:
