@@ -1,5 +1,7 @@
 """`tools/list_methods.py`: the table of what works with what, and that the README shows it."""
 
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,13 +76,29 @@ def test_cells_are_tried(refusals: dict) -> None:
 
 
 def test_reasons(
-    specs: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    specs: dict, refusals: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(list_methods, 'read_specs', lambda: specs)
     list_methods.main(['--reasons'])
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith('- `GFLHead`, ')]
     assert line.startswith('- `GFLHead`, `defeat_two_stage`: model.distillers.defeat_roi: ')
+    lines = [line for line in printed.splitlines() if line.startswith('- `TOODHead`, ')]
+    reasons = set(refusals['TOODHead'].values()) - {''}
+    assert len(reasons) > 1
+    assert {line.split('`: ', 1)[1] for line in lines} == reasons
+
+
+def test_a_dash_that_the_terminal_has_no_letter_for(
+    specs: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_methods, 'read_specs', lambda: {'GFLHead': specs['GFLHead']})
+    shown = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(list_methods, 'distiller_table', lambda specs: '')
+    monkeypatch.setattr(sys, 'stdout', shown)
+    list_methods.main([])
+    shown.flush()
+    assert rb'\u2013' in shown.buffer.getvalue()
 
 
 def test_every_distiller_is_there(specs: dict) -> None:
@@ -108,3 +126,20 @@ def test_a_head_without_a_config_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
 def test_a_file_without_the_comments_is_refused() -> None:
     with pytest.raises(SystemExit, match='list_methods'):
         list_methods.with_tables('nothing', 'table')
+
+
+def test_a_file_that_is_not_there_is_refused_before_anything_is_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(list_methods, 'read_specs', None)
+    with pytest.raises(SystemExit):
+        list_methods.main(['--update', 'nowhere/README.md'])
+    assert '--update: there is no file nowhere/README.md' in capsys.readouterr().err
+
+
+def test_heads_of_packages_that_are_not_there_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = {name: list_methods.CONFIGS[name] for name in ('GFLHead', 'RotatedFCOSHead')}
+    monkeypatch.setattr(list_methods, 'CONFIGS', configs)
+    monkeypatch.setattr(list_methods, 'registered_heads', lambda: ['GFLHead'])
+    monkeypatch.setattr(list_methods, 'is_installed', lambda package: package != 'mmrotate')
+    assert list(list_methods.read_specs()) == ['GFLHead']

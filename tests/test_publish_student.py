@@ -137,6 +137,21 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, publish: Callable) -> No
     assert pipe.is_fifo()
 
 
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, publish: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(checkpoint: object, path: Path) -> None:
+        path.write_bytes(b'half of it')
+        raise RuntimeError('no space left')
+
+    source, target = tmp_path / 'epoch_1.pth', tmp_path / 'out.pth'
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), source)
+    monkeypatch.setattr(torch, 'save', save)
+    done = publish(source, target)
+    assert done.message == f'OUT: {target} cannot be written (no space left)'
+    assert list(tmp_path.iterdir()) == [source]
+
+
 @pytest.mark.parametrize('exists', [True, False])
 def test_folder_as_output(tmp_path: Path, publish: Callable, exists: bool) -> None:
     source, folder = tmp_path / 'epoch_1.pth', tmp_path / 'students'
@@ -190,3 +205,10 @@ def test_names_and_colours_of_mmdetection_2_stay() -> None:
     kept = dict(CLASSES=('a', 'b'), PALETTE=[(1, 2, 3)])
     checkpoint = dict(meta=kept | dict(env='x', hook_msgs={}), state_dict=dict(w=torch.ones(1)))
     assert publish_student.published(checkpoint)['meta'] == kept
+
+
+def test_sizes_are_in_millions_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / 'large.pth'
+    path.touch()
+    os.truncate(path, 150_000_000)
+    assert publish_student.size(path) == '150.0 MB'
