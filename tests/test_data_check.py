@@ -1,5 +1,6 @@
 """Data that is not there is said before training, by config key."""
 
+import os
 import runpy
 import sys
 from argparse import ArgumentParser, Namespace
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import train
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from ld_plugin import ConfigError
 from ld_plugin.data_check import (
@@ -16,8 +19,9 @@ from ld_plugin.data_check import (
     check_submission_folders,
     training_classes,
 )
-from ld_plugin.launch import add_common_arguments
+from ld_plugin.launch import add_common_arguments, build_runner, load_config
 from ld_plugin.packages import is_installed
+from ld_plugin.runner import DistillationRunner, EvaluationRunner
 
 
 @pytest.fixture
@@ -136,6 +140,10 @@ def test_sections_that_a_run_does_not_use_are_left_alone(data_root: Path) -> Non
     check_data_folders(cfg)
     with pytest.raises(FileNotFoundError, match=r'test_dataloader\.dataset\.data_root'):
         check_data_folders(cfg, TESTING)
+    cfg = config(dataset(data_root), test_evaluator=dict(type='CocoMetric', ann_file='gone.json'))
+    check_data_folders(cfg)
+    with pytest.raises(FileNotFoundError, match=r'test_evaluator\.ann_file'):
+        check_data_folders(cfg, TESTING)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +151,12 @@ def test_sections_that_a_run_does_not_use_are_left_alone(data_root: Path) -> Non
     [
         dict(data_root='s3://bucket/coco/'),
         dict(data_root='bucket/coco/', backend_args=dict(backend='petrel')),
+        dict(data_root='', ann_file='s3://bucket/annotations.json'),
     ],
 )
 def test_storage_servers_are_not_looked_up(remote: dict) -> None:
-    check_data_folders(config(dataset('unused', **remote)))
+    evaluator = dict(type='CocoMetric', ann_file='bucket/annotations.json') | remote
+    check_data_folders(config(dataset('unused', **remote), val_evaluator=evaluator))
 
 
 def test_absent_and_empty_sections_pass() -> None:
@@ -197,6 +207,16 @@ def test_programs_stop_with_the_message(
     assert second.startswith(f"{section}.dataset.data_root: folder 'data/nowhere/' not found")
 
 
+def test_the_program_does_not_write_over_a_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'mine.py'
+    metric = dict(type='DOTAMetric', merge_patches=True, outfile_prefix=str(tmp_path))
+    path.write_text(f'test_evaluator = {metric}\n')
+    words = last_words(monkeypatch, 'test.py', str(path), 'student.pth')
+    assert words.startswith(f'{path}: test_evaluator.outfile_prefix: ')
+
+
 def test_a_learning_rate_that_cannot_be_scaled_stops_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +248,15 @@ def test_predictions_are_not_to_be_a_folder(
     assert f'--out: {folder} is a folder; name a file in it' in capsys.readouterr().err
 
 
+def test_predictions_are_a_pickle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    last_words(monkeypatch, 'test.py', 'mine.py', 'student.pth', '--out', 'out.json')
+    assert '--out: predictions are written as a pickle; out.json' in capsys.readouterr().err
+    words = last_words(monkeypatch, 'test.py', 'mine.py', 'student.pth', '--out', 'out.pickle')
+    assert "'mine.py'" in words  # which is not there
+
+
 def test_spaces_of_a_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'mine.py'
     path.write_text('train_dataloader = dict(dataset=dict(data_root="nowhere"))\n')
@@ -236,8 +265,9 @@ def test_spaces_of_a_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "data_root: folder 'my data/a b' not found" in words
     parser = ArgumentParser()
     add_common_arguments(parser)
-    args = parser.parse_args(['--cfg-options', 'a=1', 'b="[1, x]"', "c='x y'", 'd=2, 3'])
-    assert args.cfg_options == dict(a=1, b=[1, 'x'], c='x y', d=[2, 3])
+    args = ['--cfg-options', 'a=1', 'b="[1, x]"', "c='x y'", 'd=2, 3', 'e= x y ']
+    found = parser.parse_args(args).cfg_options
+    assert found == dict(a=1, b=[1, 'x'], c='x y', d=[2, 3], e='x y')
 
 
 def test_automatic_resuming_needs_a_checkpoint(tmp_path: Path) -> None:
@@ -251,6 +281,85 @@ def test_automatic_resuming_needs_a_checkpoint(tmp_path: Path) -> None:
     assert options('auto') == (False, 'stock.pth')
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
     assert options('auto') == (True, None)
+
+
+def test_options_of_a_training() -> None:
+    scale = dict(enable=False, base_batch_size=16)
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=scale))
+    args = Namespace(amp=True, auto_scale_lr=True, resume=None)
+    train.apply_training_options(cfg, args)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    assert 'resume' not in cfg
+    cfg.optim_wrapper.loss_scale = 512.0
+    train.apply_training_options(cfg, args)
+    assert cfg.optim_wrapper.loss_scale == 512
+
+
+@pytest.mark.parametrize(
+    ('options', 'resume'),
+    [([], None), (['--resume'], 'auto'), (['--resume', 'epoch_3.pth'], 'epoch_3.pth')],
+)
+def test_resuming_from_the_latest_needs_no_name(
+    options: list[str], resume: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'mine.py', *options])
+    assert train.parse_args().resume == resume
+
+
+def loaded(path: Path, *options: str) -> Config:
+    """The config of a program with these options."""
+    parser = ArgumentParser()
+    parser.add_argument('config')
+    add_common_arguments(parser)
+    return load_config(parser.parse_args([str(path), *options]))
+
+
+@pytest.mark.parametrize(
+    ('content', 'options', 'work_dir'),
+    [
+        ('', [], 'work_dirs/mine_1.5x'),
+        ("work_dir = 'its_own'", [], 'its_own'),
+        ("work_dir = 'its_own'", ['--work-dir', 'another'], 'another'),
+    ],
+)
+def test_work_folder(
+    content: str,
+    options: list[str],
+    work_dir: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which is set otherwise
+    path = tmp_path / 'mine_1.5x.py'
+    path.write_text(content)
+    assert loaded(path, *options).work_dir == work_dir
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_launchers(launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'mine.py'
+    path.touch()
+    monkeypatch.setenv('LOCAL_RANK', '5')  # by torchrun
+    assert loaded(path, '--launcher', launcher).launcher == launcher
+    assert os.environ['LOCAL_RANK'] == '5'
+    monkeypatch.delenv('LOCAL_RANK')
+    assert loaded(path, '--local-rank', '3').launcher == 'none'
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+class OwnRunner(Runner):
+    """Of somebody who needs more than mmengine's."""
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> str:
+        return 'my own'
+
+
+def test_a_runner_that_is_not_the_plugins_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNNERS.module_dict, 'OwnRunner', OwnRunner)
+    for default in (DistillationRunner, EvaluationRunner):
+        assert build_runner(Config(dict(runner_type='OwnRunner')), default) == 'my own'
 
 
 def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_a_distilled_config_is_tested_without_its_teacher(predictions: Callable)
     torch.testing.assert_close(found, predictions(STOCK))
 
 
+def test_pictures_of_predictions(predictions: Callable, folder: Path) -> None:
+    predictions(DISTILLED, '--show-dir', 'pictures')
+    assert len([*(folder / 'work').glob('*/pictures/*.jpg')]) == 2
+
+
 @pytest.mark.parametrize(
     'kind', ['DistillationRunner', DistillationRunner, 'ld_plugin.runner.DistillationRunner']
 )
@@ -115,10 +120,13 @@ def test_augmentation(predictions: Callable, tmp_path: Path) -> None:
     assert augmented.shape != plain.shape or not torch.allclose(augmented, plain)
 
 
-def test_augmentation_that_the_config_does_not_tell(predictions: Callable) -> None:
-    message = f'{DISTILLED}: tta_model: not in the config, but --tta needs it'
-    with pytest.raises(SystemExit, match=f'^{re.escape(message)}'):
-        predictions(DISTILLED, '--tta')
+def test_augmentation_that_the_config_does_not_tell(predictions: Callable, tmp_path: Path) -> None:
+    half = tmp_path / 'half.py'
+    half.write_text(f"_base_ = '{DISTILLED}'\ntta_model = dict(type='DetTTAModel')\n")
+    for config, key in ((DISTILLED, 'tta_model'), (half, 'tta_pipeline')):
+        message = f'{config}: {key}: not in the config, but --tta needs it'
+        with pytest.raises(SystemExit, match=f'^{re.escape(message)}'):
+            predictions(config, '--tta')
 
 
 def test_the_record_of_the_training_stays(
