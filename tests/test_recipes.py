@@ -34,6 +34,33 @@ PUBLISHED = dict(
 )
 
 
+MAIN, VALUABLE, EVERYWHERE = 'MainRegion', 'ValuableLocalizationRegion', 'EverywhereRegion'
+#: the region of every loss, in the order of the recipe
+REGIONS = dict(
+    ld_main=[MAIN],
+    ld_kd=[MAIN, MAIN],
+    ld_full=[MAIN, VALUABLE, MAIN],
+    ld_voc=[MAIN, VALUABLE, VALUABLE],
+    ld_retina=[MAIN, VALUABLE, MAIN],
+    ld_point=[MAIN, VALUABLE, MAIN],
+    rotated_ld_gwd=['OverlapRegion', 'OverlapRegion'],
+    rotated_ld_kld=['OverlapRegion', 'OverlapRegion'],
+    imitation_everywhere=[EVERYWHERE],
+    fitnet=[EVERYWHERE],
+    imitation_inside_gt=['InsideGTRegion'],
+    imitation_main=[MAIN],
+    imitation_fine_grained=['FineGrainedRegion'],
+    imitation_decoupled=['InsideGTRegion', 'BackgroundRegion'],
+    imitation_gi=['GIRegion'],
+    bckd=[EVERYWHERE, EVERYWHERE],
+    rm_pfi=[None, None, EVERYWHERE],
+    pkd=[EVERYWHERE],
+    defeat=['GTCellsRegion', None],
+    defeat_two_stage=['GTCellsRegion', None],
+    crosskd=[None],
+)
+
+
 def weights_in(part: Any) -> Iterator[tuple[float, float | None]]:
     if isinstance(part, Mapping):
         if 'loss_weight' in part:
@@ -44,12 +71,32 @@ def weights_in(part: Any) -> Iterator[tuple[float, float | None]]:
 
 def test_no_recipe_is_left_out() -> None:
     names = {name for name, value in vars(recipes).items() if isinstance(value, dict)}
-    assert {name for name in names if not name.startswith('_')} == PUBLISHED.keys()
+    public = {name for name in names if not name.startswith('_')}
+    assert public == PUBLISHED.keys() == REGIONS.keys()
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_weights_and_temperatures(name: str) -> None:
     assert list(weights_in(getattr(recipes, name))) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize('name', REGIONS)
+def test_regions(name: str) -> None:
+    recipe = getattr(recipes, name).values()
+    assert [distiller.get('region', {}).get('type') for distiller in recipe] == REGIONS[name]
+
+
+def test_retinanets_region_is_without_positives() -> None:
+    assert recipes.ld_retina['ld_vlr']['region']['exclude_positives'] is True
+
+
+def test_what_bckd_is_divided_and_modulated_by() -> None:
+    classes = recipes.bckd['bckd_cls']
+    assert (classes['normalizer'], classes['loss']['beta']) == ('positives', 1)
+
+
+def test_ranks_are_of_classes_and_of_boxes() -> None:
+    assert [recipes.rm_pfi[key]['on'] for key in ('rm', 'rm_box')] == ['score', 'iou']
 
 
 @pytest.mark.parametrize('name', ['defeat', 'defeat_two_stage'])
