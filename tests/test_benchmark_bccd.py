@@ -1,8 +1,10 @@
 """The measurement on BCCD: what it refuses, what it repeats, what its table says."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -147,7 +149,7 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     monkeypatch.setenv('BCCD_ROOT', str(tmp_path / 'data'))
     monkeypatch.setattr(torch, 'set_num_threads', lambda threads: None)  # the other tests' number
     made = TinyJob(
-        'gfl_r18_fpn_12e_bccd', 0, 'data', tmp_path / 'run', None, 1, tuple(benchmark.PARTS)
+        'gfl_r18_fpn_12e_bccd', 7, 'data', tmp_path / 'run', None, 1, tuple(benchmark.PARTS)
     )
     assert benchmark.run(made) == str(made.work_dir)
     found = json.loads(made.metrics_file.read_text())
@@ -157,6 +159,8 @@ def test_a_run_trains_evaluates_and_ends_its_workers(
     assert json.loads((made.work_dir / 'options.json').read_text()) == made.options
     # MIM would find a copy under the config's own name a second time
     assert {path.name for path in made.work_dir.rglob('*.py')} == {'config.py'}
+    ran = Config.fromfile(made.work_dir / 'config.py')
+    assert (ran.randomness.seed, ran.resume, ran.val_dataloader) == (7, True, None)
     # VOC's metric has a pool of its own
     loading = [p for p in multiprocessing.active_children() if 'Pool' not in p.name]
     assert not loading
@@ -175,9 +179,55 @@ def test_a_part_in_bfloat16_hands_out_float32() -> None:
     assert level.dtype == other.dtype == torch.float32
 
 
-def test_every_variant_is_a_config() -> None:
-    for name in (benchmark.TEACHER, *benchmark.VARIANTS.values()):
-        assert (benchmark.CONFIGS / f'{name}.py').is_file()
+LOSSES = {
+    'alone': {},
+    'main LD': dict(ld=0.25),
+    'main LD + VLR LD': dict(ld=0.25, ld_vlr=0.25),
+    'main LD + main KD': dict(ld=0.25, kd=10),
+    'main LD + main KD + VLR LD': dict(ld=0.25, ld_vlr=0.25, kd=10),
+    'main LD + 0.1 x main KD + VLR LD': dict(ld=0.25, ld_vlr=0.25, kd=1),
+}
+
+
+def test_every_variant_has_the_losses_that_its_name_says() -> None:
+    found = {}
+    for name, config in benchmark.VARIANTS.items():
+        model = Config.fromfile(benchmark.CONFIGS / f'{config}.py').model
+        kept = {k: v for k, v in model.get('distillers', {}).items() if v is not None}
+        found[name] = {key: distiller.loss.loss_weight for key, distiller in kept.items()}
+    assert found == LOSSES
+
+
+@pytest.mark.parametrize(('bf16', 'precision'), [((), 'fp32'), (('neck',), 'bf16')])
+def test_the_teacher_of_a_run(bf16: tuple[str, ...], precision: str) -> None:
+    config, path = benchmark.VARIANTS['main LD'], Path('runs/epoch_36.pth')
+    teacher = benchmark.Job(config, 0, 'data', Path(), path, 1, bf16).read_config().model.teacher
+    assert (teacher.checkpoint, teacher.precision) == ('runs/epoch_36.pth', precision)
+
+
+def test_every_variant_is_trained_with_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / 'data')
+    made: list[benchmark.Job] = []
+    monkeypatch.setattr(benchmark, 'run_all', lambda jobs, at_once: made.extend(jobs))
+    monkeypatch.setattr(benchmark, 'table', lambda rows: '')
+    monkeypatch.setattr(benchmark, 'gains', lambda rows: '')
+    monkeypatch.setenv('BCCD_ROOT', 'of the program')
+    work_dir = tmp_path / 'runs'
+    options = [str(tmp_path / 'data'), '--work-dir', str(work_dir)]
+    monkeypatch.setattr(sys, 'argv', ['benchmark_bccd.py', *options])
+    assert benchmark.main() == 0
+    assert os.environ['BCCD_ROOT'] == str(tmp_path / 'data')
+    teacher, *students = made
+    assert (teacher.config, teacher.seed) == (benchmark.TEACHER, 0)
+    epochs = Config.fromfile(benchmark.CONFIGS / f'{benchmark.TEACHER}.py').train_cfg.max_epochs
+    for job in students:
+        of = None if job.config == benchmark.VARIANTS['alone'] else teacher.work_dir
+        assert job.teacher_checkpoint == (of and of / f'epoch_{epochs}.pth')
+    expected = itertools.product(benchmark.VARIANTS.values(), (0, 1, 2))
+    assert sorted((job.config, job.seed) for job in students) == sorted(expected)
+    assert len({job.work_dir for job in made}) == len(made)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The measurement of methods: every family's teacher and students are models that can be built."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -120,3 +121,53 @@ def test_method_that_does_not_fit_is_refused_before_any_training(
         benchmark.main()
     message = capsys.readouterr().err
     assert '--methods: Faster R-CNN, crosskd: model.distillers.crosskd: the student' in message
+
+
+def rows(monkeypatch: pytest.MonkeyPatch, data: Path, *options: str) -> dict[str, list]:
+    """All rows that a command line asks for."""
+    lists = data / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').touch()
+    monkeypatch.setattr(sys, 'argv', ['benchmark_methods.py', str(data), *options])
+    args = benchmark.parse_args()
+    return {k: v for family in args.families for k, v in benchmark.rows_of(args, family).items()}
+
+
+def test_a_row_per_method_and_a_run_per_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = rows(monkeypatch, tmp_path)
+    first = dict.fromkeys(benchmark.FAMILIES, 'ld_point')
+    first |= {
+        'GFL': 'ld_full', 'RetinaNet': 'ld_retina', 'Faster R-CNN': 'defeat_two_stage'
+    }  # fmt: skip
+    for family, ld in first.items():
+        teacher, alone, *distilled = [v for k, v in made.items() if k.startswith(f'{family}, ')]
+        assert distilled[0][0].method == ld
+        seeds = [0, 1, 2] if family == 'GFL' else [0]
+        assert all([run.seed for run in row] == seeds for row in (alone, *distilled))
+        assert [run.seed for run in teacher] == [0]
+        assert all(run.teacher_checkpoint is None for run in (*teacher, *alone))
+        expected = teacher[0].work_dir / f'epoch_{benchmark.TEACHER_EPOCHS}.pth'
+        assert {run.teacher_checkpoint for row in distilled for run in row} == {expected}
+    everything = [run for row in made.values() for run in row]
+    assert len({run.work_dir for run in everything}) == len(everything)
+
+
+def test_seeds_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = rows(monkeypatch, tmp_path, '--seeds', '3', '4', '--families', 'GFL', 'ATSS')
+    assert {tuple(run.seed for run in row) for row in made.values()} == {(0,), (3, 4)}
+
+
+@pytest.mark.parametrize(('family', 'precision'), [('GFL', 'bf16'), ('Faster R-CNN', 'fp32')])
+def test_precision_of_the_teacher(family: str, precision: str) -> None:
+    made = run(family, 'pkd', Path('teacher.pth'))
+    assert made.read_config().model.teacher.precision == 'fp32'
+    made = dataclasses.replace(made, bf16=('backbone',))
+    assert made.read_config().model.teacher.precision == precision
+
+
+def test_cross_heads_begin_before_the_last_convolution() -> None:
+    """As published, where there are four."""
+    distillers = run('GFL', 'crosskd', Path('teacher.pth')).read_config().model.distillers
+    assert distillers.crosskd.layer == benchmark.STACKED_CONVS - 1 == 1

@@ -1,6 +1,7 @@
 """The measurement on rotated digits: data of its own, models that can be built, its methods."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -82,8 +83,11 @@ def test_a_row_per_method_and_a_run_per_seed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ratios_are_of_the_means_of_all_seeds(tmp_path: Path) -> None:
-    aps = {'alone': [(0.2, 0.0), (0.4, 0.0)], 'LD': [(0.3, 0.1), (0.9, 0.1)]}
-    rows = {name: [run('alone', tmp_path / f'{name}{seed}') for seed in (0, 1)] for name in aps}
+    aps = {
+        'alone': [(0.2, 0.0), (0.2, 0.0), (0.5, 0.0)],
+        'LD': [(0.3, 0.1), (0.9, 0.1), (0.6, 0.1)],
+    }
+    rows = {name: [run('alone', tmp_path / f'{name}{i}') for i in range(3)] for name in aps}
     for name, jobs in rows.items():
         for job, (low, high) in zip(jobs, aps[name], strict=True):
             job.work_dir.mkdir()
@@ -92,3 +96,32 @@ def test_ratios_are_of_the_means_of_all_seeds(tmp_path: Path) -> None:
     lines = benchmark.ratios(rows).splitlines()
     assert lines[2] == '| alone | 0.300 | 0.300 | 0.300 | 0.300 | 0.300 | 0.000 |'
     assert lines[3:] == ['| LD | 2.00 x | 2.00 x | 2.00 x | 2.00 x | 2.00 x |  |']
+
+
+def test_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run_all(jobs: list[benchmark.Run], at_once: int) -> None:
+        for job in jobs:
+            job.work_dir.mkdir(parents=True)
+            metrics = {f'AP{t}': job.seed / 10 + t / 1000 for t in range(50, 100, 5)}
+            job.metrics_file.write_text(json.dumps(metrics))
+
+    monkeypatch.setattr(benchmark, 'make_digits', lambda *args, **kwargs: None)
+    monkeypatch.setattr(benchmark.bccd, 'run_all', run_all)
+    monkeypatch.setenv('DIGITS_ROOT', 'of the program')
+    options = ['--seeds', '1', '3', '--methods', 'LD', '--work-dir', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['benchmark_rotated.py', *options])
+    assert benchmark.main() == 0
+    assert os.environ['DIGITS_ROOT'] == str(tmp_path / 'digits')
+    first, gains, ratios = capsys.readouterr().out.split('\n\n')
+    assert first.splitlines()[0] == '| model | seeds | AP | AP50 | AP75 |'
+    assert first.splitlines()[-1] == '| LD | 2 | 0.273 ± 0.141 | 0.250 ± 0.141 | 0.275 ± 0.141 |'
+    assert gains.splitlines()[0] == '| over alone | AP | AP50 | AP75 |'
+    assert ratios.splitlines()[-1].startswith('| LD | 1.00 x |')
+
+
+@pytest.mark.parametrize(('bf16', 'precision'), [((), 'fp32'), (('neck',), 'bf16')])
+def test_precision_of_the_teacher(bf16: tuple[str, ...], precision: str) -> None:
+    made = benchmark.Run('distilled', 0, 'data', Path(), Path('teacher.pth'), 1, bf16, 'LD')
+    assert made.read_config().model.teacher.precision == precision

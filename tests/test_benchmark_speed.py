@@ -1,5 +1,6 @@
 """The speed measurement: what its table and file hold, and that its memory accounting adds up."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -232,9 +233,33 @@ def test_table_has_a_line_per_case(results: dict) -> None:
     lines = benchmark.table(results['steps'], results['region']).splitlines()
     for row in results['steps']:
         line = next(line for line in lines if line.startswith(f'{row["name"]}  '))
-        assert f'{row["milliseconds"]["wall"]:.1f}' in line
-        assert f'{row["to_floor"]["processor"]:.3f}' in line
+        columns = []
+        for clock in ('wall', 'processor'):
+            columns.append(f'{row["milliseconds"][clock]:.1f}')
+            ratios = [row[key][clock] for key in ('to_floor', 'to_ld_head')]
+            columns += [f'{ratio:.3f}' for ratio in ratios]
+        for key in ('billion_multiplications', 'peak_megabytes', 'teacher_megabytes'):
+            columns.append(f'{row[key]:.1f}')
+        if row['peak_to_budget'] is not None:
+            columns.append(f'{row["peak_to_budget"]:.3f}')
+        assert line.removeprefix(row['name']).split() == columns
     assert any('22400 priors x 50 ground truths' in line for line in lines)
+
+
+def test_threads_are_those_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def bench(options: argparse.Namespace) -> None:
+        raise Reached
+
+    found: list[int] = []
+    monkeypatch.setattr(torch, 'set_num_threads', found.append)
+    monkeypatch.setattr(benchmark, 'Bench', bench)
+    for options in ([], ['--threads', '3']):
+        with pytest.raises(Reached):
+            benchmark.main(options)
+    assert found == [2, 3]
 
 
 def test_every_recipe_is_a_choice() -> None:
