@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -561,11 +562,68 @@ def test_root_of_the_data_may_have_quotes(name: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_neck_fits_the_backbone(name: str) -> None:
-    """The overrides of the other tests give both their channels."""
+def test_neck_and_initial_weights_fit_the_backbone(name: str) -> None:
+    """The overrides of the other tests give all three their own."""
     backbone, neck = _model(name)['backbone'], _model(name)['neck']
     first = backbone.get('base_channels', 64) * (1 if backbone['depth'] < 50 else 4)
     assert list(neck['in_channels']) == [first, 2 * first, 4 * first, 8 * first]
+    if backbone['init_cfg'] is not None:  # of another depth, most of them would fit nowhere
+        weights = backbone['init_cfg']['checkpoint'].split('/')[-1]
+        assert weights.removesuffix('_caffe') == f'resnet{backbone["depth"]}'
+
+
+GI = dict(im=dict(recipes.imitation_gi['im'], region=dict(type='GIRegion', scope='batch')))
+NEGATIVES = dict(type='EverywhereRegion', exclude_positives=True)
+#: what configs distil by: the first pattern that fits the name says it
+DISTILLERS = {
+    'bccd/ld-vlr_*': dict(recipes.ld_full, kd=None),
+    'bccd/ld-kd_*': recipes.ld_kd,
+    'bckd/*': recipes.bckd,
+    'crosskd/*': recipes.crosskd,
+    'defeat/*-retinanet-*': recipes.defeat,
+    'ld/im-decoupled_*': recipes.imitation_decoupled,
+    'ld/im-fine-grained_*': recipes.imitation_fine_grained,
+    'ld/im-fitnet_*': recipes.fitnet,
+    'ld/im-gi_*': GI,
+    'ld/im-inside-gt_*': recipes.imitation_inside_gt,
+    'ld/im-main_*': recipes.imitation_main,
+    'ld/ld-gi_*_coco.py': recipes.ld_full | GI,
+    'ld/ld-gi_*_voc0712.py': recipes.ld_voc | GI,
+    'ld/ld-negatives_*-dist-fcos-*': dict(
+        recipes.ld_point, ld_vlr=dict(recipes.ld_point['ld_vlr'], region=NEGATIVES)
+    ),
+    'ld/ld_*-dist-retinanet-*': recipes.ld_retina,
+    'ld/ld_*-dist-*': recipes.ld_point,
+    'ld/ld_*_voc0712.py': recipes.ld_voc,
+    'pkd/*': recipes.pkd,
+    'rm_pfi/*': recipes.rm_pfi,
+    'rotated_ld/rotated-ld_*_gwd_*_hrsc.py': dict(recipes.rotated_ld_gwd, kd=None),
+    'rotated_ld/rotated-ld_*_kld*_hrsc.py': dict(recipes.rotated_ld_kld, kd=None),
+    '*/rotated-ld_*_gwd_*': recipes.rotated_ld_gwd,
+    '*/rotated-ld_*_kld_*': recipes.rotated_ld_kld,
+    '*/defeat_*-rcnn-*': recipes.defeat_two_stage,
+    '*/ld-main_*': recipes.ld_main,
+    '*/ld-self_*': recipes.ld_main,
+    '*/ld_*': recipes.ld_full,
+}
+SCALED = 'bccd/ld-kd1'  # published recipes at other weights
+
+
+@pytest.mark.parametrize('name', [name for name in ALL if not name.startswith(SCALED)])
+def test_distils_by_what_its_name_says(name: str) -> None:
+    model = _model(name)
+    if 'distillers' in model:
+        assert model['distillers'] == next(
+            distillers for pattern, distillers in DISTILLERS.items() if fnmatch(name, pattern)
+        )
+
+
+def test_a_tenth_of_the_weight_of_kd() -> None:
+    distillers = _model('bccd/ld-kd1_r18-gfl-r34_fpn_12e_bccd.py')['distillers']
+    assert distillers['kd']['loss'].pop('loss_weight') == 0.1 * 10
+    expected = copy.deepcopy(recipes.ld_full)
+    del expected['kd']['loss']['loss_weight']
+    assert distillers == expected
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -703,3 +761,111 @@ def test_published_schedule(name: str) -> None:
         assert cfg.train_dataloader.dataset.times == 3
     if 'voc0712' in name and is_scaled:
         assert cfg.val_evaluator.iou_thrs == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+
+
+# --- settings that are those of stock configs -----------------------------------------------------
+
+
+@needs_mmrotate
+@pytest.mark.parametrize('name', [n for n in ALL if n.startswith('rotated_ld/') and 'dist-' in n])
+def test_rotated_boxes_are_learnt_as_in_stock_configs(name: str) -> None:
+    loss = re.search('gwd|kld-stable|kld', name)[0]
+    kind = 'rr-6x_hrsc' if loss == 'kld-stable' else '1x_dota'
+    folder = loss.split('-')[0]
+    stock = _model(f'mmrotate::{folder}/rotated-retinanet-hbox-oc_r50_fpn_{loss}_{kind}.py')
+    for key in ('loss_bbox', 'reg_decoded_bbox'):
+        assert _model(name)['bbox_head'][key] == stock['bbox_head'][key], key
+
+
+#: where files are, and what stands beside a type in stock configs alone, or in those over them
+ELSEWHERE = ('_scope_', 'backend_args', 'data_root')
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if k not in ELSEWHERE}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+STOCK_DATA = [
+    ('_voc0712.py', 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'),
+    ('_hrsc.py', 'mmrotate::rotated_retinanet/rotated-retinanet-hbox-oc_r50_fpn_rr-6x_hrsc.py'),
+]
+
+
+@pytest.mark.parametrize(
+    ('name', 'stock'),
+    [(name, stock) for ending, stock in STOCK_DATA for name in ALL if name.endswith(ending)],
+)
+def test_data_are_those_of_stock_configs(name: str, stock: str) -> None:
+    cfg, expected = _read(name), _read(stock)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        assert _plain(cfg[loader].dataset) == _plain(expected[loader].dataset), loader
+    assert cfg.val_evaluator.get('eval_mode') == expected.val_evaluator.get('eval_mode')
+
+
+#: the root of the data, and what of it is trained on, validated on and tested on
+PARTS = {
+    'dota-train': ('data/split_ss_dota/', 'train', 'val', 'val'),
+    'dota': ('data/split_ss_dota/', 'trainval', None, 'test'),
+    'dotav15': ('data/split_ss_dota1_5/', 'trainval', None, 'test'),
+    'hrsc': ('data/hrsc/', 'trainval', 'test', 'test'),
+}
+
+
+@needs_mmrotate
+@pytest.mark.parametrize('name', _configs('rotated_ld'))
+def test_parts_of_rotated_data(name: str) -> None:
+    data = Path(name).stem.split('_')[-1]
+    root, *parts = PARTS[data]
+    for loader, part in zip(('train', 'val', 'test'), parts, strict=True):
+        dataset = (_read(name)[f'{loader}_dataloader'] or {}).get('dataset', {})
+        if part is None:
+            assert not dataset
+            continue
+        assert dataset.data_root == root
+        if data == 'hrsc':
+            assert dataset.ann_file == f'ImageSets/{part}.txt'
+        else:
+            assert dataset.ann_file == ('' if part == 'test' else f'{part}/annfiles/')
+            assert dataset.data_prefix == dict(img_path=f'{part}/images/')
+    if None in parts:
+        evaluator = _read(name).test_evaluator
+        assert evaluator.format_only and evaluator.merge_patches
+        assert evaluator.outfile_prefix == f'work_dirs/{data}_submission/Task1'
+
+
+@pytest.mark.parametrize('name', [n for n in ALL if n.startswith('ld/dist-')])
+def test_heads_with_distributions_learn_as_in_stock_configs(name: str) -> None:
+    head = _model(name)['bbox_head']
+    stock = name.removeprefix('ld/dist-')
+    expected = _model(f'mmdet::{stock.split("_")[0]}/{stock}')['bbox_head']
+    if 'retinanet' in name:  # L1 compares offsets
+        expected['loss_bbox'] = dict(type='GIoULoss', loss_weight=2.0)
+    assert head['reg_max'] == 16
+    assert [head[k] for k in head if 'loss_' in k] == [expected[k] for k in head if 'loss_' in k]
+
+
+def test_deformable_convolutions_are_those_of_the_stock_teacher() -> None:
+    found = _model('ld/gfl_r101-dconv-c3-c5_fpn_4e_voc0712.py')['backbone']
+    assert found == _model('mmdet::gfl/gfl_r101-dconv-c3-c5_fpn_ms-2x_coco.py')['backbone']
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_evaluators_read_what_is_evaluated(name: str) -> None:
+    for part in ('val', 'test'):
+        loader, evaluator = _read(name)[f'{part}_dataloader'], _read(name)[f'{part}_evaluator']
+        if 'ann_file' in (evaluator or {}):
+            file = Path(loader.dataset.data_root, loader.dataset.ann_file)
+            assert Path(evaluator.ann_file) == file
+
+
+@pytest.mark.parametrize('name', _configs('bccd'))
+def test_schedule_of_bccd(name: str) -> None:
+    cfg, epochs = _read(name), int(re.search(r'_(\d+)e_', name)[1])
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[-1].end == epochs
+    assert cfg.param_scheduler[-1].milestones == [epochs * 2 // 3, epochs * 11 // 12]
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 4
+    assert cfg.optim_wrapper.optimizer.lr == 0.02
+    files = [cfg[f'{loader}_dataloader'].dataset.ann_file for loader in ('train', 'val', 'test')]
+    assert files == [f'ImageSets/Main/{part}.txt' for part in ('train', 'test', 'test')]
