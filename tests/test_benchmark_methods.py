@@ -139,8 +139,10 @@ def test_a_row_per_method_and_a_run_per_seed(
     made = rows(monkeypatch, tmp_path)
     first = dict.fromkeys(benchmark.FAMILIES, 'ld_point')
     first |= {
-        'GFL': 'ld_full', 'RetinaNet': 'ld_retina', 'Faster R-CNN': 'defeat_two_stage'
-    }  # fmt: skip
+        'GFL': 'ld_full',
+        'RetinaNet': 'ld_retina',
+        'Faster R-CNN': 'defeat_two_stage',
+    }
     for family, ld in first.items():
         teacher, alone, *distilled = [v for k, v in made.items() if k.startswith(f'{family}, ')]
         assert distilled[0][0].method == ld
