@@ -22,7 +22,13 @@ from torch import nn
 from ld_plugin import ConfigError
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.detectors import checkpoint as reading
-from ld_plugin.detectors.checkpoint import class_names, load_checkpoint_file, weights_of
+from ld_plugin.detectors.checkpoint import (
+    class_names,
+    drop_distillers,
+    first_of,
+    load_checkpoint_file,
+    weights_of,
+)
 from ld_plugin.detectors.model_config import published_checkpoint
 from tests.families import tiny
 from tests.models import TinyDataset, build, tiny_gfl, tiny_runner
@@ -174,6 +180,11 @@ def test_auto_is_the_checkpoint_that_the_package_publishes() -> None:
     assert Path(url).name.startswith('gfl_r101_fpn_mstrain_2x_coco_')
 
 
+def test_no_checkpoint_is_published_for_configs_of_this_package() -> None:
+    with pytest.raises(ConfigError, match="found 'auto', which needs a stock name such as"):
+        published_checkpoint('ld_plugin::bccd/teacher.py')
+
+
 def test_auto_is_resolved_before_loading(
     checkpoint: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +214,7 @@ def test_bare_state_dict_and_parallel_prefix(tmp_path: Path, wrap: bool) -> None
         dict(dataset_meta=dict(classes=CLASSES)),
         dict(dataset_meta=dict(CLASSES=CLASSES)),  # release candidates of MMDetection 3
         dict(CLASSES=CLASSES, epoch=12),  # MMDetection 2
+        dict(dataset_meta=[dict(classes=CLASSES), dict(classes=('a', 'b'))]),  # of two data sets
     ],
 )
 def test_class_names_of_every_generation(meta: dict) -> None:
@@ -506,3 +518,22 @@ def test_version_of_the_whole_model() -> None:
     assert '' in found
     assert 'module' not in found
     assert found['0']['version'] == 2
+
+
+@pytest.mark.parametrize(
+    ('names', 'listed'),
+    [('', 'nothing'), ('abcde', 'a, b, c, d, e'), ('abcdef', 'a, b, c, d, e, ...')],
+)
+def test_long_lists_are_cut(names: str, listed: str) -> None:
+    assert first_of(names) == listed
+
+
+def test_averages_of_distillers_are_taken_out_with_them() -> None:
+    names = 'neck.weight', 'distillers.x.weight'
+    found = dict(
+        state_dict=dict.fromkeys(names),
+        ema_state_dict=dict.fromkeys(['steps', *(f'module.{name}' for name in names)]),
+    )
+    drop_distillers(found)
+    assert list(found['state_dict']) == ['neck.weight']
+    assert list(found['ema_state_dict']) == ['steps', 'module.neck.weight']
