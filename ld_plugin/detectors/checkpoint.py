@@ -178,7 +178,7 @@ def _is_deeper(model: nn.Module, key: str) -> bool:
     modules = dict(model.named_modules())
     for number in re.finditer(r'\.(\d+)\.', key):
         layers = modules.get(key[: number.start()])
-        if isinstance(layers, nn.Sequential | nn.ModuleList) and 0 < len(layers) <= int(number[1]):
+        if isinstance(layers, nn.Sequential | nn.ModuleList) and len(layers) <= int(number[1]):
             return True
     return False
 

@@ -451,17 +451,20 @@ def test_weights_under_another_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('deeper', 'weight'),
+    ('deeper', 'options', 'weight'),
     [
-        (dict(depth=34), 'backbone.layer1.2.conv1.weight'),
-        (dict(stacked_convs=2), 'bbox_head.cls_convs.1.conv.weight'),
+        (dict(depth=34), {}, 'backbone.layer1.2.conv1.weight'),
+        (dict(stacked_convs=2), {}, 'bbox_head.cls_convs.1.conv.weight'),
+        (dict(stacked_convs=2), dict(stacked_convs=0), 'bbox_head.cls_convs.0.conv.weight'),
     ],
 )
-def test_a_checkpoint_of_a_deeper_model(tmp_path: Path, deeper: dict, weight: str) -> None:
+def test_a_checkpoint_of_a_deeper_model(
+    tmp_path: Path, deeper: dict, options: dict, weight: str
+) -> None:
     """Whose weights include all of a shallower one's."""
     torch.save(dict(state_dict=build(tiny_gfl(**deeper), 7).state_dict()), tmp_path / 'more.pth')
     with pytest.raises(ConfigError) as error:
-        teacher(tmp_path / 'more.pth')
+        teacher(tmp_path / 'more.pth', **options)
     assert re.search(
         rf'it is of a deeper model, with \d+ more weights: {weight}, ', str(error.value)
     )
