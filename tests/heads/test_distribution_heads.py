@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ld_plugin import ConfigError
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import ld_full
-from tests.dense.heads import build_head, metas, objects, random_features
+from tests.dense.heads import build_head, head_config, metas, objects, random_features
 from tests.families import OWN_HEADS, OWN_ROTATED, tiny
 from tests.models import batch, build, losses, tiny_distilled
 
@@ -95,6 +95,12 @@ def test_only_the_regression_layer_differs_from_the_stock_head(family: str) -> N
     layer = {'retinanet': 'retina_reg', 'atss': 'atss_reg'}.get(family.split('_')[1], 'conv_reg')
     assert wider == {f'{layer}.weight', f'{layer}.bias'}
     assert all(len(own[name]) == BINS * len(stock[name]) for name in wider)
+
+
+def test_the_stock_heads_coder_need_not_be_named(family: str) -> None:
+    config = head_config(family)
+    config.pop('bbox_coder', None)
+    assert type(MODELS.build(config).bbox_coder) is type(build_head(family).bbox_coder)
 
 
 def test_it_learns_alone(family: str) -> None:

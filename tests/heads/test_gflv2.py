@@ -50,6 +50,11 @@ def test_statistics_are_the_largest_probabilities_and_their_mean() -> None:
         assert found[image, side, :, row, column].tolist() == pytest.approx(expected)
 
 
+def test_all_of_a_sides_probabilities_may_be_looked_at() -> None:
+    head = build_head('gflv2', reg_max=4, reg_topk=5)
+    assert head.reg_conf[0].in_channels == 4 * (5 + 1)
+
+
 def test_head_is_the_formula_of_the_paper() -> None:
     head = build_head('gflv2')
     features = random_features(head)
@@ -134,6 +139,7 @@ def test_head_that_is_converted_predicts_the_same(dtype: torch.dtype) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         for level, reference in zip(ours, theirs, strict=True):
             torch.testing.assert_close(level.float(), reference, rtol=0.1, atol=0.1)
+            assert level.dtype == torch.float32  # in which nearly certain scores differ
 
 
 @pytest.mark.parametrize('teacher', ['gfl', 'gflv2'])

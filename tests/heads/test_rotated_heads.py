@@ -132,6 +132,11 @@ def test_bad_range(family: str, value: object) -> None:
         build_head(family, angle_range=value)
 
 
+def test_bad_range_of_the_offsets() -> None:
+    with pytest.raises(ConfigError, match=r'^model\.bbox_head\.delta_range: found \(2, -2\), exp'):
+        build_head(RETINA, delta_range=(2, -2))
+
+
 def test_horizontal_boxes() -> None:
     with pytest.raises(ConfigError, match=r'^model\.bbox_head\.bbox_coder: found DeltaXYWHB'):
         build_head('retinanet', type='DistributionRotatedRetinaHead')
