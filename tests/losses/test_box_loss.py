@@ -152,3 +152,8 @@ def test_sides_are_a_hundredth_of_a_pixel_at_least() -> None:
     boxes = torch.tensor([[0.0, 0, 0.05, 0.02], [0, 0, 0.001, -3]])
     assert torch.equal(box.with_extent(boxes)[0], boxes[0])
     assert box.with_extent(boxes)[1].tolist() == pytest.approx([0, 0, 0.01, 0.01])
+
+
+def test_sides_of_rotated_boxes_are_neither_shorter_nor_endless() -> None:
+    boxes = torch.tensor([[8, 9, torch.inf, 0.001, 0.5]])
+    assert box.with_extent(boxes)[0].tolist() == pytest.approx([8, 9, 1e5, 0.01, 0.5])

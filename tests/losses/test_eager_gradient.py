@@ -112,6 +112,14 @@ def test_the_first_inputs_memory_may_take_its_gradient(pieces: int, dtype: torch
         torch.testing.assert_close(*pair)
 
 
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_no_other_inputs_memory_takes_a_gradient(pieces: int):
+    first, second = (torch.randn(2, 4, requires_grad=True) for _ in range(2))
+    other = 2 * second
+    eager_gradient(product, 2 * first, other, pieces=pieces, overwrite=True)
+    assert torch.equal(other, 2 * second)
+
+
 def test_an_input_that_its_maker_keeps_is_not_overwritten_unnoticed():
     leaf = torch.randn(2, 3, requires_grad=True)
     value = eager_gradient(product, leaf.exp(), torch.ones(2, 3), overwrite=True)

@@ -141,7 +141,7 @@ def test_reduction_is_that_of_the_stock_losses(loss):
     torch.testing.assert_close(loss(student, teacher, weight, 8.0), (each * weight).sum() / 8)
 
 
-@pytest.mark.parametrize('loss', MODULES)
+@pytest.mark.parametrize('loss', [*MODULES, pytest.param(BinaryKDLoss(beta=0), id='entropy')])
 def test_the_teacher_receives_no_gradient(loss):
     student, teacher = rows(5, 4), rows(5, 4)
     loss(student, teacher).backward()
@@ -322,8 +322,10 @@ def test_rank_kl_gradients_agree_with_finite_differences():
     student, teacher = rows(7, dtype=torch.float64), rows(7, dtype=torch.float64).detach()
     group = torch.tensor([2, 0, 2, 4, 0, 2, 2])  # groups 1 and 3 are empty, group 4 has one member
     assert torch.autograd.gradcheck(lambda s: rank_kl(s, teacher, group, 5), student)
+    teacher.requires_grad_()
     rank_kl(student, teacher, group, 5).sum().backward()
     assert student.grad[3] == 0
+    assert teacher.grad is None
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
