@@ -1,10 +1,12 @@
 """BCKD on contexts: values position by position, other losses and regions, bad configs."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmdet.models.losses import GIoULoss
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
@@ -73,8 +75,10 @@ def test_boxes_everywhere(step: DistillationContext) -> None:
 
 def test_boxes_of_the_positives(step: DistillationContext) -> None:
     expected = expected_box_loss(step, step.assignment.positive.numpy())
-    distiller = make(step, type='BoxDistiller', region=dict(type='MainRegion'))
-    assert distiller(step).item() == pytest.approx(expected, rel=1e-4)
+    loss = make(step, type='BoxDistiller', region=dict(type='MainRegion'))(step)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(level.grad is None for level in step.student.class_maps)
 
 
 def test_boxes_of_no_positives_have_no_loss_and_a_gradient(step: DistillationContext) -> None:
@@ -96,6 +100,18 @@ def test_other_stock_losses(step: DistillationContext, loss: str, region: str) -
     value.backward()
     assert 0 < value < 1e4
     assert all(level.grad.isfinite().all() for level in step.student.box_maps)
+
+
+class Column(GIoULoss):
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(*args, **kwargs)[:, None]
+
+
+def test_a_loss_may_give_a_column(step: DistillationContext) -> None:
+    found, expected = (
+        make(step, type='BoxDistiller', loss=dict(type=loss))(step) for loss in (Column, GIoULoss)
+    )
+    assert torch.equal(found, expected)
 
 
 def test_the_loss_is_found_whatever_the_default_scope_is(step: DistillationContext) -> None:
@@ -146,6 +162,15 @@ def test_boxes_that_stock_losses_cannot_compare(
         assert not boxes.grad[0].any()
     assert value.isfinite()
     assert boxes.grad.abs().max() < 1e3
+
+
+@pytest.mark.parametrize('side', range(4))
+def test_boxes_that_share_three_sides_differ(side: int) -> None:
+    student, teacher = torch.tensor([[EQUAL], [EQUAL]], dtype=torch.float32)
+    teacher[0, side] += 2
+    expected = GIoULoss()(student, teacher)
+    assert expected > 0
+    assert weighted_box_loss(BoxLoss(), student, teacher, torch.ones(1)) == expected
 
 
 @pytest.mark.parametrize('loss', ['BoxLoss', *(kind.__name__ for kind in OF_HORIZONTAL_BOXES)])
@@ -305,6 +330,23 @@ def test_whole_levels_are_averaged_over_the_processes(
     # as beside a process of three times as many positions
     monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda count: 2 * count)
     assert make(step, **everywhere)(replace(step)).item() == pytest.approx(alone / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='LocalizationDistiller', region=dict(type='MainRegion')),
+        dict(type='ClassificationDistiller', normalizer='positives'),
+    ],
+    ids=['images', 'positives'],
+)
+def test_what_a_sum_is_divided_by_is_averaged_over_the_processes(
+    step: DistillationContext, cfg: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = make(step, **cfg)(step).item()
+    # as beside a process of three times as many
+    monkeypatch.setattr('ld_plugin.dense.context.reduce_mean', lambda count: 2 * count)
+    assert make(step, **cfg)(replace(step)).item() == pytest.approx(alone / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])

@@ -393,6 +393,16 @@ def test_towers_of_another_width_get_adapters() -> None:
     assert all(a.weight.grad.abs().sum() > 0 for a in model.distillers.x.adapters)
 
 
+def test_necks_of_another_width_get_adapters() -> None:
+    student, teacher = tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2)
+    teacher.neck.out_channels = teacher.bbox_head.in_channels = 64
+    model = build(distilled(student, teacher, CROSS | dict(layer=0)))
+    adapters = model.distillers.x.adapters
+    assert [a.weight.shape for a in adapters] == [(64, 32, 1, 1)] * 2
+    distillation_loss(model, batch()).backward()
+    assert all(a.weight.grad.abs().sum() > 0 for a in adapters)
+
+
 def test_a_head_of_distributions_teaches_one_without() -> None:
     head = dict(type='DistributionATSSHead', stacked_convs=2)
     model = build(distilled(tiny('atss', stacked_convs=2), tiny('atss', **head)))

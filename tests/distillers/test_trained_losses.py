@@ -9,7 +9,7 @@ from mmdet.models.losses import GIoULoss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ld_plugin.losses import BinaryKDLoss, FeatureMSELoss
+from ld_plugin.losses import BinaryKDLoss, DistributionKLLoss, FeatureMSELoss
 from ld_plugin.registry import LOSSES
 from tests.families import tiny
 from tests.models import batch, build, losses, tiny_distilled
@@ -33,6 +33,11 @@ class TrainedClassLoss(_Scaled, BinaryKDLoss):
         return self.factor * super().elementwise(student, teacher)
 
 
+class TrainedBinLoss(_Scaled, DistributionKLLoss):
+    def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.factor * super().elementwise(student, teacher)
+
+
 class TrainedBoxLoss(_Scaled, GIoULoss):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.factor * super().forward(*args, **kwargs)
@@ -40,7 +45,8 @@ class TrainedBoxLoss(_Scaled, GIoULoss):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    own = (LOSSES, TrainedFeatureLoss), (LOSSES, TrainedClassLoss), (MODELS, TrainedBoxLoss)
+    of_rows = TrainedFeatureLoss, TrainedClassLoss, TrainedBinLoss
+    own = *((LOSSES, loss) for loss in of_rows), (MODELS, TrainedBoxLoss)
     for registry, cls in own:
         registry.register_module(module=cls)
     yield
@@ -103,6 +109,11 @@ def test_losses_of_boxes(family: str, distiller: dict) -> None:
     slopes = [p.grad for name, p in model.named_parameters() if name.endswith('.factor')]
     assert all(slope > 0 for slope in slopes)
     torch.testing.assert_close(sum(slopes), value.detach())
+
+
+def test_losses_of_distributions_of_boxes() -> None:
+    losses = dict(box_loss=dict(type='TrainedBinLoss'), **_CLASSES)
+    test_losses_of_boxes('gfl', dict(type='CrossHeadDistiller', layer=1, **losses))
 
 
 @pytest.mark.parametrize(
