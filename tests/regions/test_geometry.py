@@ -169,6 +169,13 @@ def test_atss_thresholds_of_nothing(counts, number):
         assert found.isfinite().all() == (number == 0 or (counts is COUNTS and valid is None))
 
 
+def test_a_single_candidate_makes_no_threshold():
+    priors, gts = tensors(PRIORS[:2], PRIORS[:1])
+    valid = torch.tensor([True, False])
+    assert atss_thresholds(priors, gts, [2], valid).isnan().all()
+    assert not overlap_region(priors, gts, [2], valid).any()
+
+
 @pytest.mark.parametrize('rows', [61, 40, 1, 0])
 @pytest.mark.parametrize('topk', [2, 9])
 def test_atss_thresholds_of_a_long_level(rows, topk):

@@ -172,6 +172,15 @@ def test_main_region_weights_positives_by_the_students_best_score(step):
     torch.testing.assert_close(ours.sort().values, expected.sort().values)
 
 
+def test_scores_of_half_precision_are_computed_in_float32(step):
+    region, maps = MainRegion(), [level.bfloat16() for level in step.student.class_maps]
+    found, expected = (
+        region.position_weight(replace(step, student=replace(step.student, class_maps=m)), at)
+        for m, at in [(maps, region(step)), ([level.float() for level in maps], region(step))]
+    )
+    assert torch.equal(found, expected)
+
+
 def test_a_positive_of_weight_zero_is_none(step):
     weights = torch.zeros_like(step.assignment.label_weights)
     assert not replace(step.assignment, label_weights=weights).positive.any()
