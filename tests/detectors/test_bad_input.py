@@ -507,6 +507,10 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
             "model.teacher.config: found 'ld_plugin::nothing.py', but ",
         ),
         (
+            dict(config='::nothing.py', checkpoint=None),
+            "model.teacher.config: found '::nothing.py', but no package '' is installed. ",
+        ),
+        (
             dict(config=tiny_gfl(), checkpoint=None),
             'model.teacher.config: found the keys type, data_preprocessor, backbone, neck, '
             "bbox_head, train_cfg, test_cfg without a 'model', expected a whole detector config. ",
@@ -897,6 +901,15 @@ def test_other_class_names_stop_the_training_at_its_first_step(tmp_path: Path) -
     assert f'teacher {classes}, student {("circle", "square", "star")}' in found
     assert 'model.teacher.class_map' in found
     assert runner.iter == 0
+
+
+def test_unknown_names_of_another_number_of_classes() -> None:
+    config = dict(model=tiny_gfl(num_classes=2))
+    teacher = dict(config=config, checkpoint=None, classes=('circle', 'star'))
+    model = build(tiny_distilled(teacher, ld_kd))
+    assert message(lambda: model.match_classes(None)).startswith(
+        'model.teacher.checkpoint: the teacher was trained on other classes than '
+    )
 
 
 def test_names_told_beforehand_hold_where_the_data_set_has_none() -> None:

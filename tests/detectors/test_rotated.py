@@ -185,6 +185,24 @@ def test_angle_versions_differ() -> None:
     build_rotated(distilled(recipes.fitnet, teacher=other))
 
 
+def test_angle_versions_of_distributions_differ() -> None:
+    family = 'distribution_rotated_fcos'
+    other = tiny(family)
+    other.bbox_head.bbox_coder.angle_version = 'oc'
+    found = message(recipes.rotated_ld_gwd, other, family)
+    assert found.startswith('model.distillers.ld: angle versions (bbox_head.bbox_coder.angle_v')
+
+
+def test_qualities_of_horizontal_boxes_are_refused() -> None:
+    model = distilled(dict(rating=dict(type='QualityDistiller')), student='rotated_fcos')
+    model.teacher = dict(config=dict(model=tiny('fcos')), checkpoint=None)
+    with (
+        scope(STUDENT),
+        pytest.raises(ConfigError, match=r'^model\.distillers\.rating: kinds of b'),
+    ):
+        build(model)
+
+
 def test_a_horizontal_teacher_has_only_features() -> None:
     teacher = dict(config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', checkpoint=None)
     model = distilled()
@@ -272,6 +290,7 @@ def test_bins_lie_elsewhere(family: str) -> None:
         ('bbox_coder', dict(edge_swap=False)),
         ('bbox_coder', dict(proj_xy=False)),
         ('bbox_coder', dict(norm_factor=2)),
+        ('bbox_coder', dict(target_means=(0.0, 0.0, 0.0, 0.0, 0.1))),
         ('bbox_coder', dict(target_stds=(0.1, 0.1, 0.2, 0.2, 0.1))),
         ('anchor_generator', dict(angle_version=None)),
     ],

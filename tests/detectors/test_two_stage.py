@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmdet.models.roi_heads import TridentRoIHead
+from mmdet.models.roi_heads import StandardRoIHead, TridentRoIHead
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.structures.mask import BitmapMasks
 from mmengine import ConfigDict
@@ -557,6 +557,10 @@ def other_roi_head() -> ConfigDict:
             r"distillers.roi: the student's roi_head.bbox_head.loss_cls makes no softmax",
         ),
         (
+            lambda: distilled(tiny('faster_rcnn'), sigmoid_classes(), ROI),
+            r"distillers.roi: the teacher's roi_head.bbox_head.loss_cls makes no softmax",
+        ),
+        (
             lambda: distilled(tiny('faster_rcnn'), other_roi_head(), ROI),
             r"distillers.roi: the teacher's head RPNHead has no rois, which this distiller needs. "
             'Expected a detector with a roi_head.type among StandardRoIHead, ',
@@ -618,6 +622,10 @@ def other_roi_head() -> ConfigDict:
 def test_bad_configs(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=r'^model[.:].*' + message):
         build(make())
+
+
+def test_a_roi_head_without_a_head_of_boxes_is_not_read() -> None:
+    assert RoIReader.find(StandardRoIHead()) is None
 
 
 # rotated pairs

@@ -585,6 +585,8 @@ def test_bad_values(tmp_path: Path) -> None:
     assert "the names of the teacher's classes are not known" in found
     found = message(rows=[0, 1, 2], class_map={0: 3})
     assert found.startswith("model.teacher.class_map: the teacher's class 3 is not in 0..2")
+    found = message(rows=[0, 1, 2], class_map={-1: 0})
+    assert found.startswith("model.teacher.class_map: the student's class -1 is not in 0..2")
     found = message(rows=[0, 1, 2], classes=NAMES, class_map={NAMES[1]: 0, 1: 1})
     assert found.startswith('model.teacher.class_map: found {')
     assert "has a class of the student's twice" in found
