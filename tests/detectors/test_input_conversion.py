@@ -105,6 +105,8 @@ def test_teacher_of_a_distilled_model_sees_its_own_normalisation(inside: bool) -
     caffe = dict(model=tiny_gfl())
     if not inside:
         caffe['model'].pop('data_preprocessor')
+    else:  # which wins
+        caffe['data_preprocessor'] = dict(type='DetDataPreprocessor')
     (caffe['model'] if inside else caffe)['data_preprocessor'] = dict(
         type='DetDataPreprocessor', pad_size_divisor=32, **PREPROCESSORS['caffe']
     )
@@ -118,6 +120,13 @@ def test_teacher_of_a_distilled_model_sees_its_own_normalisation(inside: bool) -
     torch.testing.assert_close(
         seen[0], preprocessed(**PREPROCESSORS['caffe']), rtol=2e-5, atol=2e-4
     )
+
+
+def test_images_that_shrink_are_averaged_over_all_pixels() -> None:
+    conversion = InputConversion.between(preprocessor(), preprocessor())
+    stripes = torch.tensor([0.0, 1, 1, 0]).repeat(16).expand(1, 3, 64, 64)
+    shrunk, _ = conversion.resize(stripes, [(64, 64)], 0.25)
+    torch.testing.assert_close(shrunk, torch.full((1, 3, 16, 16), 0.5), rtol=0, atol=0.1)
 
 
 def test_shapes_of_three_numbers() -> None:

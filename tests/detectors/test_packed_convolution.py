@@ -208,7 +208,8 @@ def test_relu_and_shortcut_in_the_same_pass(dtype: torch.dtype) -> None:
     shortcut = torch.randn_like(plain(x))
     for _ in range(3):
         torch.testing.assert_close(packed.relu(x), plain(x).relu())
-        for other in (shortcut.clone(), shortcut.contiguous()):  # of either memory format
+        # of either memory format, and of another precision
+        for other in (shortcut.clone(), shortcut.contiguous(), shortcut.clone().float()):
             torch.testing.assert_close(
                 packed.add_relu(x, other), (plain(x) + shortcut).relu(), **TOLERANCE[dtype]
             )
