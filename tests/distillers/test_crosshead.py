@@ -544,6 +544,25 @@ def test_box_distributions_are_a_mean_over_the_parameters() -> None:
     torch.testing.assert_close(found, 4 * total / scores)
 
 
+def test_scores_that_sum_up_to_less_than_one_are_no_smaller_weights() -> None:
+    step, found = cross_context(), []
+    for shift in (12, 13):
+        maps = [level - shift for level in step.teacher.class_maps]
+        shifted = replace(step, teacher=replace(step.teacher, class_maps=maps))
+        found.append(make(shifted, loss=dict(type='BinaryKDLoss', loss_weight=0))(shifted))
+    assert found[0] > 0
+    torch.testing.assert_close(*found, rtol=1e-3, atol=0)
+
+
+def test_the_branches_are_separate_where_those_of_the_teachers_head_are() -> None:
+    students = tiny('gfl', stacked_convs=2), tiny('gflv2', stacked_convs=2)
+    plain, other = (build(distilled(x, tiny('gflv2', stacked_convs=2))) for x in students)
+    plain.load_state_dict(other.state_dict(), strict=False)
+    plain.teacher = other.teacher
+    found, expected = (distillation_loss(model, batch()) for model in (plain, other))
+    torch.testing.assert_close(found, expected)
+
+
 def test_layers_are_counted_by_whole_numbers() -> None:
     step = cross_context()
     with pytest.raises(ConfigError, match='layer: found True, expected 0 to '):
