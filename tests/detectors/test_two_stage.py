@@ -267,8 +267,9 @@ def test_precision_of_the_teacher(family: str, precision: str, tolerance: float)
 def test_nan_of_the_teachers_roi_head_stops_the_training() -> None:
     model = twins('cascade_rcnn', ROI)
     model.teacher._model.roi_head.bbox_head[1].fc_cls.bias.data[0] = torch.nan
-    place = 'class logits of stage 1 of its RoI head, image 0; class logits of stage 1'
-    with pytest.raises(NonFiniteTeacherError, match=f'NaN or infinity: {place}'):
+    what = 'class logits of stage 1 of its RoI head'
+    places = rf'{what}, image 0; {what}, image 1 \(counted from 0\)'
+    with pytest.raises(NonFiniteTeacherError, match=f'NaN or infinity: {places}'):
         losses(model, data_of('cascade_rcnn'))
 
 
