@@ -11,13 +11,15 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''
 import torch
 from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
+from mmengine.visualization import Visualizer
 
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """Every test starts as a new process does: a fixed seed, one thread, no runner's messages."""
+    """Every test starts as a new process does: a fixed seed, one thread, nothing of a runner's."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     init_default_scope('mmdet')
     yield
-    MessageHub._instance_dict.clear()
+    for left_by_runners in (MessageHub, Visualizer):
+        left_by_runners._instance_dict.clear()
