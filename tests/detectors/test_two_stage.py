@@ -28,6 +28,7 @@ from tests.families import ROTATED_TWO_STAGE, TWO_STAGE, fit_boxes, scope, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
 ROI = dict(roi=dict(type='RoIClassificationDistiller'))
+MASKS = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 FAMILIES = (*TWO_STAGE, *ROTATED_TWO_STAGE)
 every_family = pytest.mark.parametrize('family', FAMILIES)
 #: factors of the stages' losses
@@ -324,9 +325,10 @@ def test_classes_without_a_partner_carry_no_loss() -> None:
     assert (stage.labels[stage.label_weights == 0] == 2).all()
 
 
-def test_a_head_of_other_classes_than_the_data_set() -> None:
+@pytest.mark.parametrize('names', [dict(classes=('a', 'b', 'c')), dict(class_map={0: 2})])
+def test_a_head_of_other_classes_than_the_data_set(names: dict) -> None:
     MessageHub.get_current_instance().update_info('dataset_meta', dict(classes=('a', 'b')))
-    teacher = dict(config=dict(model=tiny('faster_rcnn')), checkpoint=None, classes=('a', 'b', 'c'))
+    teacher = dict(config=dict(model=tiny('faster_rcnn')), checkpoint=None, **names)
     model = build(distilled(tiny('faster_rcnn'), teacher, ROI))
     place = r'^model\.roi_head\.bbox_head\.num_classes: found 3, expected 2, '
     with pytest.raises(ConfigError, match=place):
@@ -514,7 +516,7 @@ def with_masks(config: str) -> ConfigDict:
 @pytest.mark.parametrize(
     ('config', 'kind'),
     [
-        ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'StandardRoIHead'),
+        (MASKS, 'StandardRoIHead'),
         ('mmdet::ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py', 'MaskScoringRoIHead'),
         ('mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py', 'PointRendRoIHead'),
     ],
@@ -617,6 +619,10 @@ def other_roi_head() -> ConfigDict:
                 rf"distillers.{name}: .* has a loss named 'loss_{name}' of its own",
             )
             for name in ('cls', 'bbox', 'rpn_cls', 'rpn_bbox')
+        ),
+        (
+            lambda: distilled(with_masks(MASKS), tiny('faster_rcnn'), dict(mask=ROI['roi'])),
+            "distillers.mask: .* has a loss named 'loss_mask' of its own",
         ),
     ],
 )
@@ -763,6 +769,12 @@ def test_names_of_classes_that_no_reader_counts() -> None:
         FrozenTeacher.from_config(dict(config=dict(model=tiny('faster_rcnn', 5)), **cfg))
 
 
+def test_classes_of_a_student_whose_proposals_no_reader_knows() -> None:
+    cfg = dict(config=dict(model=tiny('faster_rcnn')), checkpoint=None, classes=('a', 'b', 'c'))
+    model = build(distilled(other_roi_head(), cfg, pkd))
+    assert model.spec.rois is None and model.teacher.spec.rois is not None
+
+
 def test_proposals_do_not_ask_for_equal_anchors() -> None:
     other = tiny('faster_rcnn')
     other.rpn_head.anchor_generator.scales = [4]
@@ -811,3 +823,10 @@ def test_fp32_teacher_classifies_without_the_students_autocast() -> None:
     expected = classes()
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(classes(), expected)
+
+
+def test_the_teachers_own_proposals_are_not_computed_where_nobody_reads_them() -> None:
+    model, ran = twins('faster_rcnn', ROI), []
+    model.teacher._reader.head.register_forward_hook(lambda *_: ran.append(True))
+    assert losses(model, data_of('faster_rcnn'))['loss_roi'] > 0
+    assert not ran
