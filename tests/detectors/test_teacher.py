@@ -128,6 +128,22 @@ def test_low_precision_keeps_its_weights_in_that_precision(
     assert {w.dtype for w in weights} == {dtype}
 
 
+class Doubled(nn.ReLU):
+    """An activation of somebody's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_activations_derived_from_a_relu_stay_as_they_are() -> None:
+    stock = stock_with_statistics(tiny_gfl())
+    stock.bbox_head.cls_convs[0].activate = Doubled()
+    images, shapes = images_of(stock)
+    expected = stock.bbox_head(stock.extract_feat(images))[0]
+    found = FrozenTeacher(stock)(images, shapes).outputs.class_maps
+    assert relative_error(found, expected) < 1e-4
+
+
 def test_teacher_is_no_part_of_the_student() -> None:
     model, stock = build(tiny_distilled()), build(tiny_gfl())
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -253,6 +269,15 @@ def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features]
         assert {m.device.type for m in maps} == {'cuda'}
         assert outputs.priors.device.type == 'cuda'
+
+
+def test_packed_weights_become_plain_before_they_move() -> None:
+    teacher = FrozenTeacher(build(tiny_gfl()))
+    teacher(torch.zeros(2, 3, 64, 64), [(64, 64)] * 2)
+    packed = [m for m in teacher._model.modules() if getattr(m, 'packed', None) is not None]
+    assert packed
+    teacher.to(torch.device('cpu:0'))  # a move by its name alone
+    assert all(m.packed is None and m.weight.numel() for m in packed)
 
 
 def test_teacher_follows_the_images() -> None:
@@ -459,6 +484,31 @@ def test_boxes_are_decoded_early_where_that_takes_less_memory(family: str, decod
     found = context.teacher.decoder(rows, torch.ones(1, 4), torch.ones(1, 1))
     assert level.shape[1] == 4 * context.teacher.spec.num_base_priors[0]
     assert torch.equal(found, rows) == decoded
+
+
+@pytest.mark.parametrize('reads', ['class_logits', 'boxes'])
+def test_features_inside_a_head_are_kept_beside_one_branch(reads: str) -> None:
+    teacher = FrozenTeacher(build(tiny_gfl()))
+    teacher.reads, teacher.head_layers = frozenset({reads, 'head_features'}), frozenset({1})
+    said = teacher(torch.zeros(2, 3, 64, 64), [(64, 64)] * 2).outputs
+    assert [len(levels) for levels in said.head_features[1]] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ('distiller', 'kept'),
+    [
+        ('QualityDistiller', ['class_maps', 'quality_maps']),
+        ('ClassificationDistiller', ['class_maps']),
+    ],
+)
+def test_maps_beside_a_quality_are_kept_as_far_as_they_are_read(
+    distiller: str, kept: list[str]
+) -> None:
+    teacher = dict(config=dict(model=tiny('atss')), checkpoint=None)
+    model = build(tiny_distilled(teacher, dict(x=dict(type=distiller)), tiny('atss')))
+    said = model.teacher(*images_of(model)).outputs
+    names = 'class_maps', 'box_maps', 'quality_maps'
+    assert [name for name in names if getattr(said, name)] == kept
 
 
 def test_quality_logits_are_checked() -> None:
