@@ -230,7 +230,7 @@ def outputs_of(head: nn.Module):
 @pytest.mark.parametrize('family', ['gfl', 'rtmdet'])
 @every_layer
 def test_some_levels_alone(family: str, layer: int) -> None:
-    outputs = outputs_of(build_head(family, stacked_convs=DEPTH))
+    outputs = outputs_of(build_head(family, stacked_convs=DEPTH, in_channels=64))
     levels = [2, 0]
     some = take_levels(outputs, levels)
     crossed = some.cross_head(layer, copied(some.head_features[layer]))

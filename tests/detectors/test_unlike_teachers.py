@@ -295,6 +295,16 @@ def test_the_assignment_on_the_levels_that_both_have(images: int) -> None:
     assert torch.equal(found.num_positives, whole.assignment.positive.sum(1))
 
 
+def test_levels_of_the_teacher_come_in_the_students_order() -> None:
+    whole = context()
+    teacher = take_levels(whole.teacher, [2, 0, 1])
+    match = TeacherMatch(whole.student.spec, teacher.spec)
+    found = match.context(whole.student, teacher, whole.assignment, whole.gt_bboxes, ()).teacher
+    assert found.spec.strides == whole.student.spec.strides
+    for pair in zip(found.class_maps, whole.teacher.class_maps, strict=True):
+        assert torch.equal(*pair)
+
+
 def test_positives_keep_their_weight_beside_those_without_a_partner() -> None:
     whole = context(images=2)
     teacher = take_levels(whole.teacher, [1, 2])
@@ -721,11 +731,19 @@ def test_centerness_of_another_head_is_distilled() -> None:
     assert found['loss_rating'] > 0
 
 
-@pytest.mark.parametrize('theirs', [(5, 6, 1), (4, 7, 1)], ids=['height', 'width'])
-def test_levels_of_one_stride_and_other_sizes(theirs: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ('theirs', 'advice'),
+    [
+        ((5, 6, 1), 'pad_size_divisor'),
+        ((4, 7, 1), 'pad_size_divisor'),
+        ((3, 12, 1), 'start_level'),
+    ],
+    ids=['height', 'width', 'levels'],
+)
+def test_levels_of_one_stride_and_other_sizes(theirs: tuple[int, int, int], advice: str) -> None:
     spec = SimpleNamespace(strides=((8, 8),))
     student = SimpleNamespace(spec=spec, level_shapes=[(4, 6, 1)])
-    with pytest.raises(ConfigError, match='sizes of the maps of stride 8 differ'):
+    with pytest.raises(ConfigError, match=f'sizes of the maps of stride 8 differ.*{advice}'):
         distilled._check_sizes(Mock(student=student, teacher=Mock(level_shapes=[theirs])))
 
 
