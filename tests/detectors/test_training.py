@@ -169,6 +169,14 @@ def test_modules_that_cannot_be_checkpointed(
         losses(model, batch(LARGE))
 
 
+def test_a_head_that_is_not_trained_may_be_checkpointed() -> None:
+    model = build(tiny_distilled(distillers=fitnet))
+    model.bbox_head.requires_grad_(False)
+    turn_on_activation_checkpointing(model, ['bbox_head'])
+    losses(model, batch(LARGE))['loss_im'].backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.neck.parameters())
+
+
 def test_checkpointed_stages_give_the_same_gradients() -> None:
     gradients = []
     for modules in ([], ['backbone.layer3', 'neck.fpn_convs.0.conv']):
@@ -402,6 +410,18 @@ def test_second_runner_may_have_other_classes(tmp_path: Path) -> None:
         match = model._match.classes
         found.append(match and match.teacher)
     assert found == [(1, 2, 0), (2, 0, 1), None]
+
+
+def test_names_are_read_in_the_first_step_after_a_change_of_the_mode() -> None:
+    hub, found = MessageHub.get_current_instance(), []
+    model = build(tiny_distilled(dict(tiny_distilled().teacher, classes=('a', 'b', 'c'))))
+    for names, changes in ((('c', 'a', 'b'), False), (('b', 'c', 'a'), False), (None, True)):
+        hub.update_info('dataset_meta', dict(classes=names or ('b', 'c', 'a')))
+        if changes:
+            model.train()
+        losses(model, batch())
+        found.append(model._match.classes.teacher)
+    assert found == [(2, 0, 1), (2, 0, 1), (1, 2, 0)]
 
 
 def test_runner_that_is_not_the_last_one_made(tmp_path: Path) -> None:
