@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ld_plugin.dense import DenseOutputs, DistillationContext
 from ld_plugin.dense.head_features import HeadFeatures
+from ld_plugin.detectors import packed_convolution
 from ld_plugin.detectors.packed_convolution import PackedConv2d
 from ld_plugin.distillers import CrossHeadDistiller, box, crosshead
 from ld_plugin.distillers.crosshead import with_statistics_of
@@ -311,6 +312,16 @@ def test_precisions(precision: str, autocast: bool) -> None:
     assert loss.item() == pytest.approx(distillation_loss(exact, batch(SHAPES)).item(), rel=0.05)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_student_in_float64_before_plain_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which convert nothing, as on a GPU."""
+    monkeypatch.setattr(packed_convolution, '_has_kernel', lambda dtype: False)
+    model = build(distilled(tiny_gfl(stacked_convs=2), tiny_gfl(stacked_convs=2)))
+    data = model.data_preprocessor(batch(), training=True)
+    expected = model(**data, mode='loss')['loss_x']
+    found = model.double()(data['inputs'].double(), data['data_samples'], mode='loss')['loss_x']
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_small_gradients_come_through_a_teacher_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
