@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -516,6 +517,10 @@ def test_key_that_cannot_name_a_module(name: str) -> None:
             "bbox_head, train_cfg, test_cfg without a 'model', expected a whole detector config. ",
         ),
         (
+            dict(config=dict(model='GFL'), checkpoint=None),
+            "model.teacher.config: found the keys model without a 'model', expected a whole ",
+        ),
+        (
             dict(config=dict(model=tiny_gfl()), checkpoint='auto'),
             "model.teacher.checkpoint: found 'auto', which needs a stock name such as 'mmdet::gfl/",
         ),
@@ -925,6 +930,15 @@ def test_names_told_beforehand_hold_where_the_data_set_has_none() -> None:
 
     assert kd_loss(names, None) == kd_loss(None, names)
     assert kd_loss(names, None) != kd_loss(None, None)
+
+
+def test_what_the_teacher_does_not_know_is_said_once() -> None:
+    names = 'circle', 'square', 'moon'
+    model = build(tiny_distilled(teacher_named('star', 'circle', 'square'), ld_kd))
+    with pytest.warns(UserWarning, match=r"not distilled: \['moon'\]"):
+        model.match_classes(names)
+    with warnings.catch_warnings(action='error'):
+        model.match_classes(list(names))
 
 
 def test_text_in_place_of_class_names() -> None:

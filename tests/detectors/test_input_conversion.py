@@ -67,8 +67,10 @@ def test_padding_is_exactly_the_targets(target: str) -> None:
 @pytest.mark.parametrize('name', PREPROCESSORS)
 def test_equal_preprocessing_returns_the_same_tensor(name: str) -> None:
     images = torch.rand(3, 3, 64, 96)
+    before = images.clone()
     both = preprocessor(**PREPROCESSORS[name]), preprocessor(**PREPROCESSORS[name])
     assert InputConversion.between(*both)(images, SHAPES) is images
+    assert torch.equal(images, before), 'whatever the padding holds'
 
 
 @pytest.mark.parametrize('source', [dict(), dict(mean=[127.0], std=[58.0])])
