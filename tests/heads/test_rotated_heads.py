@@ -53,6 +53,19 @@ def test_ranges_of_ones_own() -> None:
     assert head.expected_offsets(last).tolist() == [1, 1, 1, 1, 3]
 
 
+def test_logits_of_half_precision_are_averaged_in_float32() -> None:
+    head = build_head(RETINA)
+    logits = torch.randn(6, 9 * 5 * 9).bfloat16()
+    assert torch.equal(head.expected_offsets(logits), head.expected_offsets(logits.float()))
+
+
+def test_head_that_is_converted_gives_boxes_in_float32() -> None:
+    head = build_head('distribution_rotated_fcos').bfloat16()
+    _, *boxes_and_angles, _ = head([level.bfloat16() for level in random_features(head)])
+    for levels in boxes_and_angles:
+        assert {level.dtype for level in levels} == {torch.float32}
+
+
 def test_one_hot_distributions_give_the_box() -> None:
     head = build_head('distribution_rotated_fcos').eval()
     outs = head(random_features(head))
@@ -66,6 +79,7 @@ def test_one_hot_distributions_give_the_box() -> None:
     dense = reader.read(outs, [])
     (box,) = reader.decode(rows[None], dense.priors[:1], dense.prior_strides[:1])
     assert box[2:].tolist() == pytest.approx([80, 112, torch.pi / 8], rel=1e-5)
+    assert reader.spec.bin_ranges == (*[(0, 16)] * 4, (-torch.pi, torch.pi))
 
 
 def test_losses_are_the_stock_losses_of_the_expectations(family: str) -> None:
