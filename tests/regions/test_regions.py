@@ -1,5 +1,6 @@
 """The registered regions, on contexts of several images with padding."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from mmcv.ops import nms
 from torch import Tensor
 
 from ld_plugin.dense import DistillationContext
+from ld_plugin.distillers import build_distillers
 from ld_plugin.errors import ConfigError
 from ld_plugin.regions import (
     BackgroundRegion,
@@ -272,6 +274,15 @@ def test_a_region_is_computed_once_per_batch(step):
     region = Counting()
     assert step.select(region) is step.select(region)
     assert len(calls) == 1
+
+
+def test_distillers_with_equal_regions_share_one(step):
+    cfg = dict(type='FeatureDistiller', region=dict(type='OverlapRegion'))
+    other = dict(cfg, region=dict(type='OverlapRegion', alpha=0.5))
+    cfgs = dict(first=deepcopy(cfg), other=other, second=deepcopy(cfg))
+    found = build_distillers(cfgs, step.student.spec, step.teacher.spec)
+    assert found['first'].region is found['second'].region
+    assert found['first'].region is not found['other'].region
 
 
 def test_a_changed_context_computes_its_own_selections(step):

@@ -147,8 +147,9 @@ def test_a_ground_truth_that_holds_no_cells_middle_covers_that_of_its_centre(ang
 
 def test_covered_cells_of_nothing_and_of_what_lies_outside() -> None:
     outside = torch.tensor([[-90.0, 20, 10, 10, 1]])
+    beside = torch.tensor([[-3.0, 20, 4, 4, 1], [20, -3, 4, 4, 1]])
     lines = torch.tensor([[20.0, 20, 0, 10, 1], [20, 20, 10, 0, 1]])
-    for boxes in (torch.zeros(2, 5), torch.empty(0, 5), outside, lines):
+    for boxes in (torch.zeros(2, 5), torch.empty(0, 5), outside, beside, lines):
         assert not covered_cells(boxes, (4, 4), (8, 8)).any()
 
 
