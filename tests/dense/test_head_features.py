@@ -212,6 +212,12 @@ def test_settings_without_stacked_convolutions(family: str, settings: dict) -> N
     assert 'head_features' not in get_reader(build_head(family, **settings)).spec.offers
 
 
+def test_branches_of_other_depths_offer_none() -> None:
+    head = build_head('gfl', stacked_convs=2)
+    del head.reg_convs[1]
+    assert 'head_features' not in get_reader(head).spec.offers
+
+
 def test_widths_of_the_layers() -> None:
     head = build_head('gfl', stacked_convs=3, feat_channels=64)
     assert get_reader(head).spec.tower_channels == (32, 64, 64, 64)

@@ -133,6 +133,15 @@ def test_what_leaves_is_not_kept(activation: nn.Module) -> None:
         assert all(entered.expired() for entered in inputs)
 
 
+def test_one_large_level_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('ld_plugin.dense.kept_inputs.is_large', lambda level: level.shape[-1] > 9)
+    model = head(nn.ReLU())
+    with storages(model.activation, 'output') as outputs, kept_inputs(model, [model.activation]):
+        value = loss(model)
+    assert value.requires_grad
+    assert all(output.expired() for output in outputs)
+
+
 def test_without_it_what_leaves_is_kept() -> None:
     model = head(nn.ReLU())
     with storages(model.activation, 'output') as outputs:

@@ -363,11 +363,12 @@ def box_targets(head: BaseDenseHead, record: HeadRecorder, priors: Tensor) -> li
 
 def rotated_fcos_targets(head: BaseDenseHead, returned: tuple, priors: Tensor) -> list[Tensor]:
     _, distances, angles = returned
+    units = [s if head.norm_on_bbox else 1 for s, _ in head.prior_generator.strides]
     images = []
     for image in range(len(IMAGES)):
         rows = [
-            torch.cat([d.view(len(IMAGES), -1, 4)[image] * s, a.view(len(IMAGES), -1, 1)[image]], 1)
-            for d, a, (s, _) in zip(distances, angles, head.prior_generator.strides, strict=True)
+            torch.cat([d.view(len(IMAGES), -1, 4)[image] * u, a.view(len(IMAGES), -1, 1)[image]], 1)
+            for d, a, u in zip(distances, angles, units, strict=True)
         ]
         images.append(head.bbox_coder.decode(priors[:, :2], torch.cat(rows)))
     return images
@@ -515,7 +516,9 @@ def test_logits_of_probabilities() -> None:
         assert ends[0] < -27 and ends[1] > 5
 
 
-@pytest.mark.parametrize('family', ['fcos', 'distribution_fcos'])
+@pytest.mark.parametrize(
+    'family', ['fcos', 'distribution_fcos', *(f for f in ALL_ROTATED if f == 'rotated_fcos')]
+)
 @pytest.mark.parametrize(('norm_on_bbox', 'centerness_on_reg'), [(True, False), (False, True)])
 def test_fcos_with_one_of_its_two_settings(
     family: str, norm_on_bbox: bool, centerness_on_reg: bool
