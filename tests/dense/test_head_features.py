@@ -218,6 +218,11 @@ def test_branches_of_other_depths_offer_none() -> None:
     assert 'head_features' not in get_reader(head).spec.offers
 
 
+def test_what_enters_a_head_is_recorded_without_its_layers() -> None:
+    reader = get_reader(build_head('gfl', stacked_convs=DEPTH))
+    assert list(reader.watched({0, 1})) == [(1, 'cls_convs'), (1, 'reg_convs')]
+
+
 def test_widths_of_the_layers() -> None:
     head = build_head('gfl', stacked_convs=3, feat_channels=64)
     assert get_reader(head).spec.tower_channels == (32, 64, 64, 64)
