@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -415,6 +416,118 @@ def test_another_ruff_is_not_the_one_that_is_needed(
     (complaint,) = capsys.readouterr().err.splitlines()
     wanted = complaint.removeprefix(f'helpers ruff: found version {found}, expected ')
     assert f'"ruff=={wanted}"' in (ROOT / 'pyproject.toml').read_text()
+
+
+@pytest.mark.parametrize('version', [(3, 9), (3, 13)])
+def test_another_python_is_not_the_one_that_is_needed(
+    version: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'version_info', version)
+    assert check_env.quick() == 1
+    assert capsys.readouterr().err.startswith('python python: ')
+
+
+@dataclass
+class Packages:
+    """Empty packages of all names that are looked for, and the clone whose script looks."""
+
+    folder: Path
+    clone: Path
+
+    def check(self, what: str) -> tuple[int, list[str]]:
+        """The exit status, and the lines that it prints."""
+        result = subprocess.run(
+            [sys.executable, '-S', self.clone / 'tools' / 'check_env.py', what],
+            env={'PYTHONPATH': f'{self.folder}{os.pathsep}{self.clone}'},
+            text=True,
+            capture_output=True,
+        )
+        return result.returncode, (result.stdout + result.stderr).splitlines()
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Packages:
+    made = Packages(tmp_path / 'packages', tmp_path / 'clone')
+    for names in check_env.MODULES.values():
+        for name in names:
+            home = made.clone if name == 'ld_plugin' else made.folder
+            (home / name.replace('.', '/')).mkdir(parents=True)
+            (home / name.replace('.', '/') / '__init__.py').touch()
+    (made.folder / 'mmcv' / '_ext.so').touch()
+    (made.folder / 'ruff-1.dist-info').mkdir()
+    ruff = f'Name: ruff\nVersion: {check_env._ruff_of_the_set_up()}\n'
+    (made.folder / 'ruff-1.dist-info' / 'METADATA').write_text(ruff)
+    (made.clone / 'tools').mkdir()
+    for script in ('check_env.py', 'setup_env.sh'):
+        shutil.copy(ROOT / 'tools' / script, made.clone / 'tools')
+    return made
+
+
+def test_fingerprint_changes_with_what_is_installed_and_with_the_set_up(packages: Packages) -> None:
+    (packages.folder / 'mmcv' / '__init__.py').write_text('raise OSError')  # which is not imported
+    seen = [packages.check('quick')]
+    assert packages.check('quick') == seen[0]
+    (packages.folder / 'torch-2.dist-info').mkdir()
+    seen.append(packages.check('quick'))
+    for script in ('check_env.py', 'setup_env.sh'):
+        with (packages.clone / 'tools' / script).open('a') as file:
+            file.write('# changed')
+        seen.append(packages.check('quick'))
+    assert [status for status, _ in seen] == [0] * 4
+    assert len({line for _, (line,) in seen}) == 4
+
+
+def test_fingerprint_changes_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, listdir = check_env._fingerprint(), os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda folder: listdir(folder)[::-1])
+    assert check_env._fingerprint() == here
+    monkeypatch.setattr(sys, 'prefix', '/another/.venv')
+    assert check_env._fingerprint() != here
+
+
+@pytest.mark.parametrize(
+    ('gone', 'complaint'),
+    [
+        ('torchvision', 'torch torchvision: not installed'),
+        ('xdist', 'helpers xdist: not installed'),
+        ('mmcv/_ext.so', 'mmcv mmcv.ops: not compiled'),
+    ],
+)
+def test_what_is_missing_is_told_with_its_step(
+    packages: Packages, gone: str, complaint: str
+) -> None:
+    (packages.folder / gone).rename(packages.folder.with_name('gone'))
+    (packages.folder / 'mmcv' / '_ext.cpp').touch()  # which is no library
+    assert packages.check('quick') == (1, [complaint])
+
+
+@pytest.mark.parametrize('is_package', [True, False])
+def test_another_copy_of_the_plugin_is_told_apart(packages: Packages, is_package: bool) -> None:
+    other = packages.folder / 'ld_plugin'
+    (packages.clone / 'ld_plugin').rename(other)
+    if not is_package:  # a mere folder of its name
+        (other / '__init__.py').unlink()
+    status, (line,) = packages.check('quick')
+    assert status == 1
+    assert line.startswith('plugin ld_plugin: another copy than this one')
+
+
+def test_everything_that_does_not_import_is_told_with_its_step(packages: Packages) -> None:
+    assert packages.check('full') == (0, [])
+    for name, code in (('torch', 'raise OSError("no libtorch\\nat all")'), ('mim', 'assert False')):
+        (packages.folder / name / '__init__.py').write_text(code)
+    assert packages.check('full') == (
+        1,
+        ['torch torch: no libtorch', 'frameworks mim: AssertionError'],
+    )
+
+
+def test_ops_are_loaded_without_the_rest_of_mmcv(packages: Packages) -> None:
+    assert check_env.ops() == 0
+    (packages.folder / 'mmcv' / '__init__.py').write_text('raise OSError')
+    status, lines = packages.check('ops')
+    assert status == 1
+    assert lines[-1].startswith('ImportError')  # an empty file is no library
 
 
 @pytest.mark.parametrize(
