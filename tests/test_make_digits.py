@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -67,6 +69,10 @@ def test_same_options_give_same_bytes(data: Path, tmp_path: Path) -> None:
     other = tool.make_digits(tmp_path / 'other', COUNTS, SIZE, seed=4)
     image = 'JPEGImages/train_000000.jpg'
     assert _contents(other)[image] != _contents(data)[image]
+
+
+def test_whole_angles_are_written_like_others() -> None:
+    assert repr(tool.Options(max_angle=45)) == repr(tool.Options(max_angle=45.0))
 
 
 def test_counts_of_other_splits_change_nothing(data: Path, tmp_path: Path) -> None:
@@ -296,10 +302,42 @@ def test_other_options_need_overwrite(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
-def test_missing_files_are_made_again(tmp_path: Path) -> None:
+def test_data_of_another_version_need_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
+    monkeypatch.setattr(tool, 'FORMAT', tool.FORMAT + 1)
+    with pytest.raises(tool.DigitsError, match=r'options .by another version of this tool'):
+        tool.make_digits(out, {'train': 1}, (96, 96))
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'data').symlink_to('disk')
+    for seed in (0, 1):
+        out = tool.make_digits('~/data', {'train': 1}, (96, 96), seed, overwrite=True)
+        assert out == tmp_path.resolve() / 'disk'
+        assert (tmp_path / 'data').is_symlink()
+
+
+@pytest.mark.parametrize(
+    'file',
+    [
+        'JPEGImages/train_000001.jpg',
+        'Annotations/train_000001.xml',
+        'dota/train/images/train_000001.jpg',
+        'dota/train/annfiles/train_000001.txt',
+        'annotations/train.json',
+        'ImageSets/Main/train.txt',
+    ],
+)
+def test_missing_files_are_made_again(tmp_path: Path, file: str) -> None:
     out = tool.make_digits(tmp_path / 'data', {'train': 2}, (96, 96))
     before = _contents(out)
-    (out / 'JPEGImages' / 'train_000001.jpg').unlink()
+    (out / file).unlink()
     tool.make_digits(out, {'train': 2}, (96, 96))
     assert _contents(out) == before
 
@@ -329,8 +367,55 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
     assert not list(tmp_path.iterdir())
     # A run that was killed cannot clean up; the next one does. There is no process 4194304.
-    (tmp_path / f'{tool._partial_prefix(tmp_path / "data")}4194304').mkdir()
+    for process in (4194304, os.getpid()):
+        (tmp_path / f'{tool._partial_prefix(tmp_path / "data")}{process}').mkdir()
     tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
+
+
+@pytest.mark.parametrize('error', [None, PermissionError], ids=['ours', "somebody else's"])
+def test_what_another_process_is_writing_stays(
+    error: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(process: int, number: int) -> None:
+        assert (process, number) == (4194304, 0)
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, 'kill', kill)
+    others = tmp_path / f'{tool._partial_prefix(tmp_path / "data")}4194304'
+    others.mkdir()
+    tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
+    assert others.exists()
+
+
+def test_of_two_runs_at_once_the_faster_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_marker = tool._write_marker
+
+    def finish_twice(partial: Path, *args: object) -> None:
+        write_marker(partial, *args)
+        shutil.copytree(partial, tmp_path / 'data')
+
+    monkeypatch.setattr(tool, '_write_marker', finish_twice)
+    tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
+
+
+def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tool.make_digits(tmp_path / 'data', {'train': 1}, (96, 96))
+    before, rename = _contents(out), Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == out and path.suffix != '.old':
+            raise OSError
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(tool.FolderError, match='cannot rename'):
+        tool.make_digits(out, {'train': 1}, (96, 96), seed=1, overwrite=True)
+    assert _contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
@@ -351,18 +436,24 @@ def test_copies_where_links_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ('args', 'message'),
     [
         (['--size', '64x320'], 'both sides must be from 96'),
+        (['--size', '320x4097'], 'both sides must be from 96 to 4096'),
         (['--size', '320'], 'expected WIDTHxHEIGHT'),
         (['--train', '-1'], '--train must not be negative'),
         (['--train', 'many'], 'invalid int value'),
+        (['--test', '1000000'], 'at most 999999 images per split'),
         (['--train', '0', '--val', '0', '--test', '0'], 'nothing to make'),
         (['--seed', '-5'], '--seed must not be negative'),
         (['--max-digits', '0'], '--max-digits must be from 1'),
+        (['--max-digits', '101'], '--max-digits must be from 1 to 100'),
         (['--min-digits', '9'], '--min-digits 9 is more than --max-digits 8'),
         (['--min-height', '4'], 'cannot be read'),
         (['--min-height', '60', '--max-height', '50'], 'is more than --max-height'),
         (['--max-height', '200'], 'too much for images of 320x240: at most 144'),
         (['--max-angle', 'nan'], '--max-angle must be from 0 to 180'),
+        (['--max-angle', '-1'], '--max-angle must be from 0 to 180'),
         (['--max-hidden', '1'], '--max-hidden must be from 0 to 0.9'),
+        (['--distractors', '101'], '--distractors must be at most 100'),
+        (['--quality', '9'], '--quality must be from 10 to 100'),
         (['--quality', '500'], '--quality must be from 10 to 100'),
     ],
 )
@@ -385,6 +476,29 @@ def test_bad_arguments() -> None:
         tool.make_digits('unused', colour='red')
     with pytest.raises(tool.DigitsError, match='--train must be a whole number'):
         tool.make_digits('unused', {'train': 1.5})
+    with pytest.raises(tool.DigitsError, match='--val must be a whole number, not True'):
+        tool.make_digits('unused', {'val': True})
+
+
+@pytest.mark.parametrize(
+    ('size', 'given', 'heights'),
+    [
+        ((320, 240), {}, (24, 110)),
+        ((96, 96), {}, (12, 44)),
+        ((320, 240), {'max_height': 20}, (20, 20)),
+        ((320, 240), {'min_height': 120}, (120, 120)),
+    ],
+)
+def test_digits_follow_the_size_unless_asked_otherwise(
+    size: tuple[int, int], given: dict[str, int], heights: tuple[int, int]
+) -> None:
+    options = tool.Options(width=size[0], height=size[1], **given)
+    assert (options.min_height, options.max_height) == heights
+
+
+def test_a_limit_below_what_can_be_read_is_told_as_such() -> None:
+    with pytest.raises(tool.DigitsError, match='--min-height 8 is more than --max-height 7'):
+        tool.Options(max_height=7)
 
 
 @pytest.mark.parametrize('size', [(96, 96), (640, 96), (100, 300), (1024, 768)])
@@ -413,13 +527,13 @@ def test_command_line(tmp_path: Path) -> None:
             str(TOOL),
             'data',
             '--train',
-            '3',
-            '--val',
             '0',
+            '--val',
+            '5',
             '--test',
             '0',
             '--size',
-            '128x96',
+            '128X96',
             '--preview',
             'sheet.png',
         ],
@@ -428,5 +542,37 @@ def test_command_line(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert '3 images are in' in done.stdout and 'train' in done.stdout
-    assert cv2.imread(str(tmp_path / 'sheet.png')).shape == (98, 3 * 130, 3)
+    assert '5 images are in' in done.stdout and 'val' in done.stdout
+    assert cv2.imread(str(tmp_path / 'sheet.png')).shape == (2 * 98, 4 * 130, 3)
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'message'),
+    [
+        (KeyboardInterrupt(), 130, 'make_digits: interrupted, nothing was written'),
+        (OSError('no space left'), 2, 'make_digits: no space left'),
+    ],
+)
+def test_what_stops_the_program(
+    error: BaseException,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def stop(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tool, 'make_digits', stop)
+    assert tool.main(['data']) == status
+    assert capsys.readouterr().err == f'{message}\n'
+
+
+def test_a_polite_kill_cleans_up(tmp_path: Path) -> None:
+    options = ['--train', '999999', '--size', '96x96', '--quiet']
+    with subprocess.Popen([sys.executable, str(TOOL), 'data', *options], cwd=tmp_path) as program:
+        while not any(tmp_path.rglob('*.xml')) and program.poll() is None:
+            time.sleep(0.05)
+        program.terminate()
+    assert program.returncode == 143
+    assert not list(tmp_path.iterdir())
