@@ -4,12 +4,14 @@ The scripts run in a copy, with a PATH that holds a few system programs and made
 These answer what the set-up asks, write down what it lets pip do, and fail where a test wants it.
 """
 
+import fcntl
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +46,11 @@ case "$*" in
         cat "$here/complete"
         ;;
     *'check_env.py full')
-        [[ ! -e $FAKE/broken ]] || { cat "$FAKE/broken"; rm "$FAKE/broken"; exit 1; }
+        if [[ -e $FAKE/broken ]]; then
+            cat "$FAKE/broken"
+            [[ -e $FAKE/hopeless ]] || rm "$FAKE/broken"
+            exit 1
+        fi
         ;;
     *'check_env.py ops') [[ ! -e $FAKE/stale-ops ]] || { rm "$FAKE/stale-ops"; exit 1; } ;;
     *'import cv2'*) [[ ! -e $FAKE/no-cv2 ]] ;;
@@ -58,11 +64,15 @@ case "$*" in
             cat "$FAKE/pip-says"
             exit 1
         fi
+        [[ "$command" != *onedl-mmcv* ]] || echo "$MMCV_WITH_OPS $MAX_JOBS" >"$FAKE/mmcv-settings"
         [[ "$command" != *opencv-python-headless* ]] || rm "$FAKE/no-cv2"
         [[ "$command" != *' -e '* ]] || echo "fingerprint of $here" >"$here/complete"
         ;;
-    -) ;; # the question whether nvcc is missing
-    *) echo "ran: $*" ;;
+    -) [[ ! -e $FAKE/no-nvcc ]] ;;
+    *)
+        [[ $PATH == "$(dirname "$0"):"* ]] || echo 'programs of another environment come first'
+        echo "ran: $*"
+        ;;
 esac
 """
 
@@ -166,11 +176,50 @@ def test_missing_python_headers(machine: Machine) -> None:
     assert 'python3.11 has no headers' in machine.fails()
 
 
-@pytest.mark.parametrize(('compiler', 'language'), [('gcc', 'C'), ('c++', 'C++')])
-def test_missing_compiler(machine: Machine, compiler: str, language: str) -> None:
-    (machine.bin / compiler).unlink()
+@pytest.mark.parametrize(
+    ('compiler', 'language', 'variable'), [('gcc', 'C', 'CC'), ('c++', 'C++', 'CXX')]
+)
+def test_missing_compiler(machine: Machine, compiler: str, language: str, variable: str) -> None:
+    (machine.bin / compiler).rename(machine.bin / 'my-compiler')
     assert f'no {language} compiler found, which mmcv needs: install' in machine.fails()
     assert not (machine.clone / '.venv').exists(), 'said before anything is installed'
+    machine.environ[variable] = 'my-compiler'
+    machine.succeeds()
+
+
+def test_missing_cuda_toolkit(machine: Machine) -> None:
+    machine.tell('no-nvcc')
+    assert 'torch sees a GPU, but nvcc is not found' in machine.fails()
+    assert not any('onedl-mmcv' in call for call in machine.pip_calls())
+
+
+@pytest.mark.parametrize(
+    ('gpu', 'cuda', 'home', 'missing'),
+    [
+        (True, '12.8', None, True),
+        (True, '12.8', '/usr/local/cuda', False),
+        (True, None, None, False),  # of another maker
+        (False, '12.8', None, False),
+    ],
+)
+def test_who_needs_the_cuda_toolkit(
+    gpu: bool, cuda: str | None, home: str | None, missing: bool, tmp_path: Path
+) -> None:
+    script = (ROOT / 'tools' / 'setup_env.sh').read_text()
+    program = re.search(r"<<'PYTHON' .*\n([^']*?)\nPYTHON\n", script)[1]
+    (tmp_path / 'torch' / 'utils').mkdir(parents=True)
+    (tmp_path / 'torch' / '__init__.py').write_text(
+        f'class cuda: is_available = staticmethod(lambda: {gpu})\nclass version: cuda = {cuda!r}'
+    )
+    (tmp_path / 'torch' / 'utils' / 'cpp_extension.py').write_text(f'CUDA_HOME = {home!r}')
+    done = subprocess.run([sys.executable, '-S', '-c', program], env={'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == missing
+
+
+def test_interpreter_whose_origin_is_gone(machine: Machine) -> None:
+    """It says that it was made with python3.11."""
+    (machine.bin / 'python3.11').rename(machine.bin / 'python3.12')
+    machine.succeeds()
 
 
 def test_missing_disk_space(machine: Machine) -> None:
@@ -202,7 +251,8 @@ def test_disk_space_of_a_share_with_spaces_in_its_name(machine: Machine) -> None
 
 
 def test_clone_that_cannot_be_written_to(machine: Machine) -> None:
-    (machine.clone / '.setup_env.lock').mkdir()  # as root may write where permissions forbid it
+    for name in ('.setup_env.lock', '.setup_env.checked'):
+        (machine.clone / name).mkdir()  # as root may write where permissions forbid it
     (line,) = machine.run().stderr.splitlines()
     assert line.endswith('activate one, or clone to another folder')
     active = machine.fake / 'active'
@@ -216,6 +266,9 @@ def test_clone_that_cannot_be_written_to(machine: Machine) -> None:
     ('words', 'message'),
     [
         ('ERROR: Could not find a version (from versions: none)', 'pip reached no package index'),
+        ('Max retries exceeded with url: /simple/torch/', 'pip reached no package index'),
+        ('Temporary failure in name resolution', 'pip reached no package index'),
+        ('ERROR: Operation cancelled by user', 'torchvision: interrupted'),
         ('OSError: [Errno 28] No space left on device', 'the disk is full'),
         ('c++: fatal error: Killed signal terminated program', 'run again with MAX_JOBS=1'),
         ('error: something else', 'see the lines above'),
@@ -225,7 +278,7 @@ def test_what_pip_fails_of(machine: Machine, words: str, message: str) -> None:
     machine.tell('pip-fails-at', 'torch==')
     machine.tell('pip-says', words)
     last_line = machine.fails()
-    assert last_line.startswith('set-up: torch and torchvision')
+    assert last_line.startswith('set-up: torch and torchvision: ')
     assert message in last_line
     assert 'running the command again goes on from here' in last_line
 
@@ -234,6 +287,7 @@ def test_fresh_machine_then_second_run(machine: Machine) -> None:
     output = machine.succeeds()
     assert [line.split()[0] for line in steps_of(output)] == [f'[{n}/8]' for n in range(1, 9)]
     assert 'environment ready after' in output
+    assert 'another set-up' not in output
     calls = machine.pip_calls()
     assert any('torch==' in call for call in calls)
     assert any(call.startswith('install -v --no-build-isolation onedl-mmcv==') for call in calls)
@@ -247,11 +301,47 @@ def test_interrupted_set_up_goes_on(machine: Machine) -> None:
     machine.fails()
     machine.pip_calls()
     (machine.fake / 'pip-fails-at').unlink()
+    machine.add_disk('/dev/sda1', free_gb=1)  # as torch, which needs it, is there
     output = machine.succeeds()
     assert sum(line.endswith(': there') for line in steps_of(output)) == 3
     calls = machine.pip_calls()
     assert not [call for call in calls if 'torch==' in call]
     assert any('onedl-mmcv' in call for call in calls)
+
+
+def test_a_step_of_other_versions_is_done_again(machine: Machine) -> None:
+    machine.succeeds()
+    (machine.clone / '.venv' / '.steps' / 'helpers').write_text('ruff==0.1 pytest')
+    (machine.clone / '.venv' / 'complete').unlink()
+    machine.pip_calls()
+    machine.succeeds()
+    helpers, _plugin = machine.pip_calls()
+    assert helpers.startswith('install ruff==')
+
+
+@pytest.mark.parametrize('jobs', ['', '1'])
+def test_how_mmcv_is_compiled(machine: Machine, jobs: str) -> None:
+    machine.environ['MAX_JOBS'] = jobs
+    machine.succeeds()
+    with_ops, used = (machine.fake / 'mmcv-settings').read_text().split()
+    assert with_ops == '1'
+    assert int(used) == int(jobs or os.sysconf('SC_NPROCESSORS_ONLN'))
+
+
+@pytest.mark.skipif(not shutil.which('flock'), reason='needs flock')
+def test_two_set_ups_of_one_clone_wait_for_each_other(machine: Machine) -> None:
+    machine.succeeds()
+    machine.pip_calls()
+    complete = machine.clone / '.venv' / 'complete'
+    complete.rename(complete.with_name('soon'))
+    with (machine.clone / '.setup_env.lock').open() as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output = pool.submit(machine.succeeds)
+        assert wait([output], timeout=2).not_done
+        complete.with_name('soon').rename(complete)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert 'another set-up of this clone is running; waiting' in output.result()
+    assert machine.pip_calls() == []
 
 
 @pytest.mark.parametrize('state', ['dangling link', 'no pip', 'moved'])
@@ -330,18 +420,38 @@ def test_ops_built_for_another_torch_are_compiled_again(machine: Machine) -> Non
     assert 'do not fit this torch: compiling them' in machine.succeeds()
     calls = [call for call in machine.pip_calls() if 'onedl-mmcv' in call]
     assert len(calls) == 2
-    assert '--no-cache-dir' in calls[1]
+    assert '--no-cache-dir --force-reinstall --no-deps' in calls[1]
+
+
+def test_interrupted_second_compilation_goes_on(machine: Machine) -> None:
+    machine.tell('stale-ops')
+    machine.tell('pip-fails-at', '--no-cache-dir')
+    machine.tell('pip-says', 'interrupted')
+    assert machine.fails().startswith('set-up: mmcv, compiling its ops: ')
+    (machine.fake / 'pip-fails-at').unlink()
+    machine.pip_calls()
+    machine.succeeds()
+    assert any('onedl-mmcv' in call for call in machine.pip_calls())
 
 
 def test_what_does_not_import_is_installed_again(machine: Machine) -> None:
-    machine.tell(
-        'broken', 'frameworks mmdet: No module named x\nframeworks mim: No module named y\n'
-    )
+    lines = 'frameworks mmdet: No module named x', 'frameworks mim: No y', 'helpers xdist: No z'
+    machine.tell('broken', '\n'.join(lines) + '\n')
     assert 'installing that again: frameworks mmdet: No module named x' in machine.succeeds()
     calls = machine.pip_calls()
-    frameworks = [call for call in calls if 'onedl-mmdetection' in call]
-    assert ['--force-reinstall' in call for call in frameworks] == [False, True]
+    for package in ('onedl-mmdetection', 'pytest-xdist'):
+        again = ['--force-reinstall' in call for call in calls if package in call]
+        assert again == [False, True]
     assert len([call for call in calls if 'torch==' in call]) == 1
+    assert not list((machine.clone / '.venv' / '.steps').glob('*.again'))
+
+
+def test_what_never_imports_is_said(machine: Machine) -> None:
+    machine.tell('broken', 'frameworks mmdet: No module named x\nhelpers xdist: No z\n')
+    machine.tell('hopeless')
+    assert machine.fails().startswith(
+        'set-up: still not importable: frameworks mmdet: No module named x; remove'
+    )
 
 
 def test_active_environment_in_which_all_imports_is_used(machine: Machine) -> None:
@@ -354,6 +464,8 @@ def test_active_environment_in_which_all_imports_is_used(machine: Machine) -> No
         == f'checking that everything imports in {interpreter} (only this once)\n'
     )
     assert machine.succeeds() == ''
+    (active / 'complete').write_text('fingerprint of what was changed')
+    assert 'checking that everything imports' in machine.succeeds()
     assert machine.pip_calls() == []
     assert not (machine.clone / '.venv').exists()
 
