@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import make_digits as tool
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'make_digits.py'
 COUNTS = {'train': 8, 'val': 3, 'test': 4}
@@ -91,6 +93,7 @@ def test_counts_of_other_splits_change_nothing(data: Path, tmp_path: Path) -> No
 def test_splits_share_no_scans(data: Path) -> None:
     parts = {split: set(itertools.chain(*scans)) for split, scans in tool.split_scans(3).items()}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 1797
+    assert tool.split_scans(4) != tool.split_scans(3)
     labels = tool.load_scans()[1]
     marker = json.loads((data / 'digits.json').read_text())
     for split in tool.SPLITS:
@@ -113,6 +116,29 @@ def test_splits_share_no_background(data: Path) -> None:
             assert region[0] <= x0 < x1 <= region[2] and region[1] <= y0 < y1 <= region[3]
     for covered in seen.values():
         assert covered.max() == 1 and covered.mean() > 0.9
+        # Two cuts, with a margin on both sides.
+        assert (covered[0] == 0).sum() >= 2 * 2 * tool.STRIP_MARGIN
+
+
+def test_background_is_the_crop_of_the_photograph() -> None:
+    samples = load_sample_images()
+    photos = {Path(n).name: x for n, x in zip(samples.filenames, samples.images, strict=True)}
+    options = tool.Options(counts=COUNTS, distractors=0, min_digits=0, max_digits=1)
+    flips = set()
+    for index in range(8):
+        scene = tool.make_scene(options, 'train', index)
+        scene.digits.clear()
+        shown = tool.render(scene)
+        np.testing.assert_allclose(shown, np.clip(scene.background + scene.noise, 0, 255), atol=0.6)
+        x0, y0, x1, y1 = scene.crop
+        crop = photos[scene.photo][y0:y1, x0:x1, ::-1]  # OpenCV's order of colours
+        crop = cv2.resize(crop.astype(np.float32), (320, 240), interpolation=cv2.INTER_AREA)
+        crop = crop[:, ::-1] if scene.flip else crop
+        for colour in range(3):  # light and contrast are others
+            pair = crop[..., colour].ravel(), scene.background[..., colour].ravel()
+            assert np.corrcoef(*pair)[0, 1] > 0.97
+        flips.add(scene.flip)
+    assert flips == {False, True}
 
 
 # --- ink and boxes -------------------------------------------------------------------------------
@@ -181,6 +207,12 @@ def test_images_show_the_scenes(data: Path, options: object) -> None:
             assert os.path.samefile(linked, data / 'JPEGImages' / linked.name)
 
 
+def test_quality_is_that_of_the_files(data: Path, tmp_path: Path) -> None:
+    coarse = tool.make_digits(tmp_path / 'data', {'train': 1}, SIZE, seed=3, quality=10)
+    image = 'JPEGImages/train_000000.jpg'
+    assert len(_contents(coarse)[image]) < 0.5 * len(_contents(data)[image])
+
+
 def test_angle_turns_clockwise() -> None:
     # The top right corner of an upright rectangle moves down.
     turned = tool._rotation(30) @ [1, 0]
@@ -201,7 +233,9 @@ def test_formats_agree(data: Path) -> None:
         names = {c['id']: c['name'] for c in coco['categories']}
         assert list(names.values()) == list(tool.CLASSES)
         for name, anns in by_name.items():
-            objects = ET.parse(data / 'Annotations' / f'{name}.xml').findall('object')
+            voc_file = ET.parse(data / 'Annotations' / f'{name}.xml')
+            assert [int(side.text) for side in voc_file.find('size')] == [*SIZE, 3]
+            objects = voc_file.findall('object')
             lines = (data / 'dota' / split / 'annfiles' / f'{name}.txt').read_text().splitlines()
             assert len(anns) == len(objects) == len(lines) > 0
             for ann, obj, line in zip(anns, objects, lines, strict=True):
@@ -210,10 +244,19 @@ def test_formats_agree(data: Path) -> None:
                     int(obj.find(f'bndbox/{key}').text) for key in ('xmin', 'ymin', 'xmax', 'ymax')
                 ]
                 assert voc == [x + 1, y + 1, x + w, y + h]
+                assert ann['area'] == w * h
                 *quad, dota_name, difficulty = line.split()
                 assert [float(value) for value in quad] == ann['segmentation'][0]
                 assert names[ann['category_id']] == dota_name == obj.find('name').text
                 assert difficulty == obj.find('difficult').text == '0'
+
+
+def test_voc_tells_which_digits_are_cut_off(options: object, tmp_path: Path) -> None:
+    scene = tool.make_scene(options, 'train', 0)
+    scene.digits = [replace(scene.digits[0], truncated=cut) for cut in (False, True)]
+    tool._write_voc(tmp_path / 'a.xml', tool._scene_record(scene, options, 'train', 0))
+    objects = ET.parse(tmp_path / 'a.xml').findall('object')
+    assert [obj.find('truncated').text for obj in objects] == ['0', '1']
 
 
 def test_stock_data_sets_read_them(data: Path) -> None:
