@@ -234,6 +234,7 @@ def test_every_variant_is_trained_with_every_seed(
     ('options', 'message'),
     [
         ('--seeds 0 -1', 'argument --seeds: found -1, expected 0 to 4294967295'),
+        ('--jobs 0', 'argument --jobs: found 0, expected at least 1'),
         ('--seeds 0 1 0', '--seeds: found 0 2 times, expected each value once'),
         ('--work-dir {file}', 'argument --work-dir: found {file}, which is no folder'),
         ('--work-dir {file}/below', 'argument --work-dir: found {file}, which is no folder'),
