@@ -329,7 +329,8 @@ def test_how_mmcv_is_compiled(machine: Machine, jobs: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which('flock'), reason='needs flock')
-def test_two_set_ups_of_one_clone_wait_for_each_other(machine: Machine) -> None:
+@pytest.mark.parametrize('succeeds', [True, False])
+def test_two_set_ups_of_one_clone_wait_for_each_other(machine: Machine, succeeds: bool) -> None:
     machine.succeeds()
     machine.pip_calls()
     complete = machine.clone / '.venv' / 'complete'
@@ -338,10 +339,11 @@ def test_two_set_ups_of_one_clone_wait_for_each_other(machine: Machine) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         output = pool.submit(machine.succeeds)
         assert wait([output], timeout=2).not_done
-        complete.with_name('soon').rename(complete)
+        if succeeds:
+            complete.with_name('soon').rename(complete)
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert 'another set-up of this clone is running; waiting' in output.result()
-    assert machine.pip_calls() == []
+    assert (machine.pip_calls() == []) == succeeds
 
 
 @pytest.mark.parametrize('state', ['dangling link', 'no pip', 'moved'])
@@ -454,11 +456,12 @@ def test_what_never_imports_is_said(machine: Machine) -> None:
     )
 
 
-def test_active_environment_in_which_all_imports_is_used(machine: Machine) -> None:
+@pytest.mark.parametrize('variable', ['VIRTUAL_ENV', 'CONDA_PREFIX'])
+def test_active_environment_in_which_all_imports_is_used(machine: Machine, variable: str) -> None:
     active = machine.fake / 'active'
     interpreter = machine.add_interpreter(active / 'bin' / 'python')
     (active / 'complete').write_text('fingerprint')
-    machine.environ['VIRTUAL_ENV'] = str(active)
+    machine.environ[variable] = str(active)
     assert (
         machine.succeeds()
         == f'checking that everything imports in {interpreter} (only this once)\n'
