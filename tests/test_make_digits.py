@@ -196,6 +196,24 @@ def test_digits_are_recognisable(options: object) -> None:
     assert len(shown) > 10 and min(shown) == 1
 
 
+@pytest.mark.parametrize(
+    ('start', 'box'),
+    [
+        ((310, 230), (310, 230, 320, 240)),
+        ((-1, 5), (0, 5, 9, 15)),
+        ((-2, 5), None),
+        ((5, 232), None),
+    ],
+)
+def test_digits_are_cut_a_little_at_most(start: tuple, box: tuple | None) -> None:
+    options = tool.Options(counts=COUNTS, width=320, height=240)
+    known = dict(label=0, scan=0, angle=0.0, quad=np.zeros((4, 2)))
+    ink = np.ones((10, 10), np.float32)
+    digit = tool._crop_digit(ink, np.array(start), options, **known)
+    assert (digit and digit.box) == box
+    assert digit is None or digit.truncated == (digit.alpha.size < 100)
+
+
 def test_images_show_the_scenes(data: Path, options: object) -> None:
     for split, count in COUNTS.items():
         for index in range(count):
