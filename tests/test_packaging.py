@@ -1,6 +1,7 @@
 """What an installed plugin brings along, and that MIM finds it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -164,11 +165,12 @@ def test_wheel_brings_configs_and_tools(source: Path, wheel: Path) -> None:
     names = names_in(wheel)
     expected = {
         f'ld_plugin/.mim/{path.relative_to(source)}'
-        for folder in ('configs', 'tools')
-        for path in (source / folder).rglob('*.py')
+        for files in ('configs/**/*.py', 'configs/**/*.md', 'tools/**/*.py')
+        for path in source.glob(files)
     }
     assert f'ld_plugin/.mim/configs/probe/{PROBE}' in expected
     assert expected <= names
+    assert [name for name in names if name.endswith('.dist-info/licenses/LICENSE')]
     assert not [name for name in names if name.endswith(('.sh', '.pyc')) or 'tests/' in name]
 
 
@@ -193,12 +195,16 @@ def test_metadata_leaves_the_family_to_the_extras(wheel: Path) -> None:
     (name,) = [name for name in archive.namelist() if name.endswith('.dist-info/METADATA')]
     lines = archive.read(name).decode().splitlines()
     assert f'Version: {__version__}' in lines
+    assert 'Requires-Python: <3.13,>=3.10' in lines
     extras = {line.split()[-1] for line in lines if line.startswith('Provides-Extra:')}
     assert extras == {'onedl', 'openmmlab', 'rotated', 'dev'}
-    always = [
-        line for line in lines if line.startswith('Requires-Dist:') and 'extra ==' not in line
+    needed = [
+        re.fullmatch(r'Requires-Dist: ([\w-]+)[^;]*(?:; extra == "(\w+)")?', line).groups()
+        for line in lines
+        if line.startswith('Requires-Dist:')
     ]
-    assert not [line for line in always if 'mm' in line]
+    assert [name for name, extra in needed if extra is None] == ['numpy', 'torch']
+    assert ('onedl-mmrotate', 'rotated') in needed
 
 
 @pytest.mark.parametrize('kind', KINDS)
