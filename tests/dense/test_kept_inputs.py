@@ -208,9 +208,14 @@ def test_activations_overwrite_their_inputs_again_after_an_error() -> None:
     assert not torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
-def test_a_part_of_what_leaves_is_kept_as_it_is() -> None:
+@pytest.mark.parametrize(
+    'rest',
+    [lambda left: left[:, :1].square() * left[:, 1:], lambda left: left.mT.square() * left],
+    ids=['part', 'transposed'],
+)
+def test_a_view_of_what_leaves_is_kept_as_it_is(rest: Callable[[Tensor], Tensor]) -> None:
     """It begins with the same number, but is another tensor."""
-    model = Head(nn.ReLU(), lambda left: left[:, :1].square() * left[:, 1:])
+    model = Head(nn.ReLU(), rest)
     expected = gradients(model, loss(model))
     with kept_inputs(model, [model.activation]):
         kept = loss(model)
