@@ -263,6 +263,13 @@ def test_cells_hold_at_least_one_selected_prior(step):
     assert [shape[2] for shape in selection.cells.shapes] == [1, 1, 1]
 
 
+def test_cells_of_levels_with_unlike_numbers_of_priors():
+    mask = torch.tensor([[True, False, True, True]])
+    cells = base.Selection(mask, [(1, 2, 1), (1, 1, 2)]).cells
+    assert cells.shapes == [(1, 2, 1), (1, 1, 1)]
+    assert cells.counts.tolist() == [1, 1]
+
+
 def test_a_region_is_computed_once_per_batch(step):
     calls = []
 
