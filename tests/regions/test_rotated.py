@@ -214,9 +214,11 @@ def test_regions_do_not_depend_on_how_an_object_is_written(
     torch.testing.assert_close(found, step.select(region).weights.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', COMPARE[:2])
-def test_boxes_are_compared_as_they_are_if_asked_for(step: DistillationContext, name: str) -> None:
-    plain, rotated = REGIONS.build(dict(type=name)), REGIONS.build(dict(type=name, rotated=True))
+@pytest.mark.parametrize(
+    'cfg', [dict(type=name) for name in COMPARE[:2]] + [dict(type=COMPARE[2], share=0.9)]
+)
+def test_boxes_are_compared_as_they_are_if_asked_for(step: DistillationContext, cfg: dict) -> None:
+    plain, rotated = REGIONS.build(cfg), REGIONS.build(dict(cfg, rotated=True))
     assert not torch.equal(step.select(rotated).weights, step.select(plain).weights)
 
 
