@@ -45,6 +45,21 @@ TWO_STAGE = {
     'faster_rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'cascade_rcnn': 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
 }
+#: whose heads have no reader, or none for a student
+UNREAD = {
+    'fsaf': 'mmdet::fsaf/fsaf_r50_fpn_1x_coco.py',
+    'autoassign': 'mmdet::autoassign/autoassign_r50-caffe_fpn_1x_coco.py',
+    'foveabox': 'mmdet::foveabox/fovea_r50_fpn_4xb4-1x_coco.py',
+    'reppoints': 'mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py',
+    'centernet_update': 'mmdet::centernet/centernet-update_r50-caffe_fpn_ms-1x_coco.py',
+    'free_anchor': 'mmdet::free_anchor/freeanchor_r50_fpn_1x_coco.py',
+    'sabl': 'mmdet::sabl/sabl-retinanet_r50_fpn_1x_coco.py',
+    'ga_retinanet': 'mmdet::guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco.py',
+}
+#: likewise, of two stages
+UNREAD_TWO_STAGE = {
+    'ga_faster_rcnn': 'mmdet::guided_anchoring/ga-faster-rcnn_r50-caffe_fpn_1x_coco.py'
+}
 #: of MMRotate, which need its scope to be built in; see :func:`scope`
 ROTATED = {
     'rotated_retinanet': 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py',
@@ -97,8 +112,8 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     """The ``model`` of a family's stock config, made narrow.
 
     Args:
-        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE`, :data:`ALL_ROTATED` or
-            :data:`ROTATED_TWO_STAGE`.
+        family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE`, :data:`UNREAD`,
+            :data:`UNREAD_TWO_STAGE`, :data:`ALL_ROTATED` or :data:`ROTATED_TWO_STAGE`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
@@ -145,7 +160,7 @@ def fit_boxes(family: str, data: Mapping[str, list]) -> None:
 def _stock_model(family: str) -> ConfigDict:
     if family in ROTATED or family in ROTATED_TWO_STAGE:
         return get_config(f'mmrotate::{(ROTATED | ROTATED_TWO_STAGE)[family]}').model
-    return get_config((STOCK | TWO_STAGE)[family]).model
+    return get_config((STOCK | TWO_STAGE | UNREAD | UNREAD_TWO_STAGE)[family]).model
 
 
 def _narrow_resnet(model: ConfigDict) -> None:

@@ -35,7 +35,7 @@ from ld_plugin.distillers import build_distillers
 from ld_plugin.packages import is_installed
 from ld_plugin.registry import DISTILLERS
 
-#: a config in which each head stands, or could stand
+#: a config in which each head stands, or could stand; FSAF's has no reader, as other heads
 CONFIGS = {
     'GFLHead': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
     'GFLV2Head': 'ld_plugin::ld/gflv2_r50_fpn_1x_coco.py',
@@ -52,6 +52,7 @@ CONFIGS = {
     'RTMDetHead': 'mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py',
     'YOLOXHead': 'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
     'RPNHead': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'FSAFHead': 'mmdet::fsaf/fsaf_r50_fpn_1x_coco.py',
     'AngleBranchRetinaHead': (
         'mmrotate::psc/rotated-retinanet-rbox-le90_r50_fpn_psc-dual_amp-1x_dota.py'
     ),

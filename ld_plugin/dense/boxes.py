@@ -9,7 +9,7 @@ clockwise as one sees it. Everything else is in pixels.
 import math
 
 import torch
-from mmdet.structures.bbox import BaseBoxes, bbox_overlaps, get_box_tensor
+from mmdet.structures.bbox import BaseBoxes, bbox_overlaps, convert_box_type, get_box_tensor
 from torch import Tensor
 
 #: what an area is taken for if it is smaller, in square pixels
@@ -26,7 +26,7 @@ def plain(boxes: BaseBoxes | Tensor) -> Tensor:
     Quadrilaterals, which Gliding Vertex learns, become the smallest rotated boxes around them.
     """
     if boxes.shape[-1] == 8:
-        boxes = boxes.convert_to('rbox')
+        boxes = convert_box_type(boxes, src_type='qbox', dst_type='rbox')
     return get_box_tensor(boxes).float()
 
 

@@ -66,7 +66,8 @@ class HeadSpec:
         rois: What the second stage classifies, of a detector whose dense head proposes regions;
             None where nothing reads it.
         only_features: Whether nothing else can be compared, because one of the two detectors has a
-            second stage and the other has none.
+            second stage and the other has none, or the head has no reader.
+        has_reader: Whether the head has a reader of its own.
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
@@ -93,6 +94,7 @@ class HeadSpec:
     tower_channels: tuple[int, ...] = ()
     rois: RoISpec | None = None
     only_features: bool = False
+    has_reader: bool = True
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
     offset_coding: OffsetCoding | None = None
@@ -108,7 +110,7 @@ class HeadSpec:
             return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
         rois = {'rois'} if self.rois is not None else set()
-        return self.extras | {'class_logits', 'boxes', 'features'} | distributions | rois
+        return self.extras | {'class_logits', 'boxes', 'features', 'priors'} | distributions | rois
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from mmdet.structures import SampleList
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..dense import (
-    DenseOutputs,
     DenseReader,
     DistillationContext,
     HeadRecorder,
@@ -186,7 +186,7 @@ class DistilledDetector:
             losses = super().loss(batch_inputs, batch_data_samples)
         teacher.check_finite()  # here, where the stock loss has waited for the device anyway
         outputs = reader.read(record.outs, record.inputs)
-        _check_gradient(reader.head, outputs)
+        _check_gradient(reader.head, record.outs)
         context = self._match.context(
             student=replace(outputs, head_features=reader.head_features(record, layers)),
             teacher=teacher.outputs,
@@ -273,9 +273,9 @@ class DistilledDetector:
         self._match.classes = match
 
 
-def _check_gradient(head: nn.Module, outputs: DenseOutputs) -> None:
+def _check_gradient(head: nn.Module, outs: tuple) -> None:
     """Refuse what would train by the losses of features alone, where stock training would stop."""
-    maps = *outputs.class_maps, *outputs.box_maps
+    maps, _ = tree_flatten(outs)
     is_trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
     if is_trained and not any(level.requires_grad for level in maps):
         raise ConfigError(

@@ -9,7 +9,7 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ..dense import DistillationContext, HeadSpec
-from ..dense.readers import heads_with_distributions
+from ..dense.readers import a_reader, heads_with_distributions
 from ..dense.rois import ROI_HEADS
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
@@ -42,7 +42,8 @@ class Distiller(nn.Module, ABC):
             ``'head_features'`` (what the head's stacked convolutions pass on), ``'rois'`` (classes
             of a two-stage detector's proposals).
         reads_of_student: What it needs of the student besides: ``'matched_gts'`` (each positive's
-            ground truth).
+            ground truth). Without a region it is taken to need ``'priors'`` (the head's own, and
+            what they are assigned to), too.
         compares_maps: Whether its loss may take the rows of a level together, as
             ``PearsonFeatureLoss`` does.
         head_layers: After how many stacked convolutions it reads ``'head_features'``.
@@ -125,7 +126,7 @@ class Distiller(nn.Module, ABC):
             ConfigError: A head lacks what is compared, or the two predict it differently.
         """
         reads = self.reads_of_teacher
-        of_student = self.region.reads_of_student if self.region else frozenset()
+        of_student = self.region.reads_of_student if self.region else frozenset({'priors'})
         check_offers(key, 'student', student, reads | self.reads_of_student | of_student)
         check_offers(key, 'teacher', teacher, reads)
         if 'boxes' in self.reads and not student.boxes_have_gradient:
@@ -368,13 +369,20 @@ def check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) ->
     Raises:
         ConfigError: It does not.
     """
+    missing = reads - spec.offers
+    if missing and not spec.has_reader:
+        raise ConfigError(
+            f"{key}: the {owner}'s head {spec.name} has no reader, so this distiller or its region "
+            f'finds no {_in_words(missing)}. Expected one of features alone (FeatureDistiller, '
+            'DecoupledFeatureDistiller) whose region looks at ground truths or nothing '
+            f'(EverywhereRegion, InsideGTRegion, GTCellsRegion), or {a_reader(spec.name)}'
+        )
     if 'distributions' in reads and spec.num_bins is None and not spec.only_features:
         raise ConfigError(
             f"{key}: the {owner}'s head {spec.name} predicts boxes without distributions, "
             'which localization distillation needs. Heads that have them: '
             f'{", ".join(heads_with_distributions())}.'
         )
-    missing = reads - spec.offers
     if missing == {'rois'} and not spec.only_features:
         raise ConfigError(
             f"{key}: the {owner}'s head {spec.name} has no rois, which this distiller needs. "

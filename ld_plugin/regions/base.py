@@ -65,13 +65,15 @@ class Region(ABC):
             gathering.
         reads: Which of the teacher's outputs the region looks at, in the words of
             :attr:`ld_plugin.distillers.Distiller.reads`.
-        reads_of_student: What it needs of the student besides, likewise.
+        reads_of_student: What it needs of the student besides, likewise. By default ``'priors'``:
+            those of its head, or what they are assigned to; one that compares cells with ground
+            truths does without.
     """
 
     ld_divisor: float = 4.0
     whole_levels: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
-    reads_of_student: frozenset[str] = frozenset()
+    reads_of_student: frozenset[str] = frozenset({'priors'})
 
     @abstractmethod
     def weights(self, context: DistillationContext) -> Tensor:

@@ -33,6 +33,10 @@ class EverywhereRegion(Region):
         of_all = super().ld_divisor
         return ValuableLocalizationRegion.ld_divisor if self.exclude_positives else of_all
 
+    @property
+    def reads_of_student(self) -> frozenset[str]:
+        return frozenset({'priors'} if self.exclude_positives else ())
+
     def weights(self, context: DistillationContext) -> Tensor:
         valid = context.assignment.valid
         return valid & ~context.assignment.positive if self.exclude_positives else valid

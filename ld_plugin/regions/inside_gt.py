@@ -17,6 +17,8 @@ class InsideGTRegion(Region):
     TPAMI 2023) compares with: ``dict(type='InsideGTRegion')``.
     """
 
+    reads_of_student = frozenset()
+
     def weights(self, context: DistillationContext) -> Tensor:
         return torch.stack(
             [

@@ -214,8 +214,10 @@ def test_numbers_of_every_type_of_box() -> None:
     assert torch.equal(plain(HorizontalBoxes(horizontal)), horizontal)
     structures = pytest.importorskip('mmrotate.structures')
     assert torch.equal(plain(structures.RotatedBoxes(boxes)), boxes)
-    found = plain(structures.RotatedBoxes(boxes).convert_to('qbox'))
+    quadrilaterals = structures.RotatedBoxes(boxes).convert_to('qbox')
+    found = plain(quadrilaterals)
     torch.testing.assert_close(overlaps(found, boxes), torch.ones(20), atol=1e-3, rtol=0)
+    assert torch.equal(plain(quadrilaterals.tensor), found)  # as rotated RepPoints takes them
     assert plain(structures.QuadriBoxes(torch.empty(0, 8))).shape == (0, 5)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from mmdet.models.task_modules.samplers import SamplingResult
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin.dense import DistillationContext, HeadRecorder, get_reader
 from ld_plugin.registry import REGIONS
-from tests.dense.heads import build_head, objects, random_features, record_loss
+from tests.dense.heads import build_head, metas, objects, random_features, record_loss
 from tests.dense.test_readers import FAMILIES
 from tests.test_device_placement import FOUND, SevenNonzero, on_cuda
 
@@ -79,3 +80,20 @@ def test_reader(family: str) -> None:
             assert logits.device.type == 'cuda'
             sides = outputs.spec.box_dim
             assert logits.shape == (len(outputs.level_shapes) * FOUND, sides, outputs.spec.num_bins)
+
+
+def test_reader_of_features_alone() -> None:
+    on_cpu = build_head('foveabox')
+    features = random_features(on_cpu)
+    samples = [DetDataSample(metainfo=meta) for meta in metas()]
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            head = build_head('foveabox')
+        record = HeadRecorder(head, ())
+        record.inputs = to_cuda(features)
+        record.arguments['loss'].append(dict(batch_data_samples=samples))
+        reader = get_reader(head)
+        outputs, found = reader.read((), record.inputs), reader.assignment(record)
+        made = outputs.priors, outputs.prior_strides, found.labels, found.label_weights, found.valid
+        for tensor in made:
+            assert tensor.device.type == 'cuda'

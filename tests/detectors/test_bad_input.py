@@ -673,21 +673,6 @@ def test_two_stage_teacher(two_stage: Any) -> None:
     assert 'It offers features;' in found
 
 
-@pytest.mark.parametrize('owner', ['teacher', 'student'])
-def test_head_without_a_reader_and_how_to_add_one(owner: str) -> None:
-    model = tiny_gfl()
-    model.bbox_head = dict(type='YOLOFHead', num_classes=3, in_channels=32)
-    model.bbox_head.update(get_config('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py').model.bbox_head)
-    if owner == 'teacher':
-        found, key = with_teacher(model), 'model.teacher.config: bbox_head'
-    else:
-        found, key = message(lambda: build(tiny_distilled(student=model))), 'model.bbox_head'
-    assert found.startswith(f'{key}: found YOLOFHead, expected a head that has a reader: ')
-    assert 'GFLHead' in found
-    assert "@register_reader('YOLOFHead')" in found
-    assert 'custom_imports' in found
-
-
 @pytest.fixture
 def reader_without_distributions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As long as the test runs, GFL counts as a head that predicts boxes directly."""

@@ -4,6 +4,7 @@ from .anchor import AnchorReader
 from .atss import ATSSReader
 from .base import (
     DenseReader,
+    a_reader,
     get_reader,
     heads_with_distributions,
     register_reader,
@@ -17,6 +18,7 @@ from .distribution import (
     DistributionRotatedRetinaReader,
 )
 from .fcos import FCOSReader
+from .features import FeatureReader
 from .gfl import GFLReader
 from .paa import PAAReader
 from .rotated import (
@@ -41,6 +43,7 @@ __all__ = [
     'DistributionRotatedFCOSReader',
     'DistributionRotatedRetinaReader',
     'FCOSReader',
+    'FeatureReader',
     'GFLReader',
     'OrientedRPNReader',
     'PAAReader',
@@ -50,6 +53,7 @@ __all__ = [
     'TOODReader',
     'VFNetReader',
     'YOLOXReader',
+    'a_reader',
     'get_reader',
     'heads_with_distributions',
     'register_reader',

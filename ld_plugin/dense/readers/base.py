@@ -1,7 +1,7 @@
 """The interface of a reader, and the table that finds one for a head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any, ClassVar
@@ -60,6 +60,9 @@ WITH_SEPARATE_BRANCHES = frozenset(
     }
 )
 
+#: what every dense head of MMDetection's is derived from
+ANY_HEAD = 'BaseDenseHead'
+
 _READERS: dict[str, type['DenseReader']] = {}
 
 
@@ -81,35 +84,41 @@ def get_reader(
 ) -> 'DenseReader':
     """The reader of the nearest class in ``head``'s inheritance that has one.
 
+    Where none has, or one that comes before it predicts otherwise, or learns otherwise though it is
+    to be taught, it is the reader of any stock head, which knows its features alone.
+
     Args:
         head: Of student or teacher.
         key: Its place in the config, for messages.
         teaches: Whether it is the teacher's, of which only predictions are read.
 
     Raises:
-        ConfigError: No class of the head's inheritance has a reader, or one that comes before it
-            predicts otherwise, or learns otherwise though it is to be taught.
+        ConfigError: There is no reader, and the head is not derived from MMDetection's.
     """
     refused = UNLIKE_THEIR_BASE if teaches else UNLIKE_THEIR_BASE | LEARNING_OTHERWISE
-    for cls in type(head).__mro__:
-        if cls.__name__ in _READERS:
-            reader = _READERS[cls.__name__](head)
-            reader.key = key
-            return reader
-        if cls.__name__ in refused:
-            break
-    note = ' (which can teach, but not be taught)' * (cls.__name__ in LEARNING_OTHERWISE)
-    raise ConfigError(
-        f'{key}: found {type(head).__name__}{note}, expected a head that has a reader: '
-        f'{", ".join(registered_heads())}. To add one, subclass ld_plugin.dense.DenseReader, '
-        f"decorate it with @register_reader('{type(head).__name__}') and name its module in "
-        'custom_imports.'
+    own, *others = (cls.__name__ for cls in type(head).__mro__)
+    name = next((name for name in (own, *others) if name in refused or name in _READERS), None)
+    if name in refused:
+        name = ANY_HEAD
+    if name is None:
+        raise ConfigError(f'{key}: found {own}, expected {a_reader(own)}')
+    reader = _READERS[name](head)
+    reader.key = key
+    return reader
+
+
+def a_reader(head_name: str) -> str:
+    """In place of a head without a reader, for messages."""
+    return (
+        f'a head that has a reader: {", ".join(registered_heads())}. To add one, subclass '
+        f"ld_plugin.dense.DenseReader, decorate it with @register_reader('{head_name}') and name "
+        'its module in custom_imports.'
     )
 
 
 def registered_heads() -> list[str]:
     """Class names of the heads that have a reader; the classes derived from them share it."""
-    return sorted(_READERS)
+    return sorted(set(_READERS) - {ANY_HEAD})
 
 
 def heads_with_distributions() -> list[str]:
@@ -339,17 +348,7 @@ class DenseReader(ABC):
     def valid_priors(self, record: HeadRecorder) -> Tensor:
         """(N, P) bool, False in the padding, whatever the head's own loss does there."""
         call = record.arguments['loss_by_feat'][-1]
-        shapes = [tuple(meta['pad_shape'][:2]) for meta in call['batch_img_metas']]
-        sizes = [level.shape[-2:] for level in call['cls_scores']]
-        flags = {
-            shape: torch.cat(
-                self.head.prior_generator.valid_flags(
-                    sizes, shape, device=call['cls_scores'][0].device
-                )
-            )
-            for shape in set(shapes)
-        }
-        return torch.stack([flags[shape] for shape in shapes])
+        return valid_flags(self.head.prior_generator, call['cls_scores'], call['batch_img_metas'])
 
     def priors(self, sizes: Sequence[Any], device: torch.device) -> Tensor:
         """All priors of one image, (P, E), from the head's own generator."""
@@ -373,6 +372,25 @@ def _centre_offset(generator: Any) -> float:
     if generator.centers is not None:
         x = generator.centers[0][0]
     return float(x / generator.strides[0][0])
+
+
+def valid_flags(
+    generator: Any, maps: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
+) -> Tensor:
+    """(N, P) bool, False in the padding that a larger image of the batch causes.
+
+    Args:
+        generator: Of the priors.
+        maps: Per level, (N, ..., H, W).
+        metas: Of every image, with ``pad_shape``.
+    """
+    shapes = [tuple(meta['pad_shape'][:2]) for meta in metas]
+    sizes = [level.shape[-2:] for level in maps]
+    flags = {
+        shape: torch.cat(generator.valid_flags(sizes, shape, device=maps[0].device))
+        for shape in set(shapes)
+    }
+    return torch.stack([flags[shape] for shape in shapes])
 
 
 def by_image(levels: Sequence[Tensor], num_images: int) -> Tensor:
