@@ -66,8 +66,9 @@ class HeadSpec:
         rois: What the second stage classifies, of a detector whose dense head proposes regions;
             None where nothing reads it.
         only_features: Whether nothing else can be compared, because one of the two detectors has a
-            second stage and the other has none, or the head has no reader.
-        has_reader: Whether the head has a reader of its own.
+            second stage and the other has none.
+        has_reader: Whether the head has a reader of its own; nothing else can be compared either
+            where it has none.
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
@@ -106,7 +107,7 @@ class HeadSpec:
     @property
     def offers(self) -> frozenset[str]:
         """What distillers can read."""
-        if self.only_features:
+        if self.only_features or not self.has_reader:
             return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
         rois = {'rois'} if self.rois is not None else set()

@@ -275,7 +275,7 @@ class DistilledDetector:
 
 def _check_gradient(head: nn.Module, outs: tuple) -> None:
     """Refuse what would train by the losses of features alone, where stock training would stop."""
-    maps, _ = tree_flatten(outs)
+    maps = [leaf for leaf in tree_flatten(outs)[0] if isinstance(leaf, Tensor)]
     is_trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
     if is_trained and not any(level.requires_grad for level in maps):
         raise ConfigError(

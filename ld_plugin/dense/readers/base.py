@@ -96,12 +96,12 @@ def get_reader(
         ConfigError: There is no reader, and the head is not derived from MMDetection's.
     """
     refused = UNLIKE_THEIR_BASE if teaches else UNLIKE_THEIR_BASE | LEARNING_OTHERWISE
-    own, *others = (cls.__name__ for cls in type(head).__mro__)
-    name = next((name for name in (own, *others) if name in refused or name in _READERS), None)
+    names = [cls.__name__ for cls in type(head).__mro__]
+    name = next((name for name in names if name in refused or name in _READERS), None)
+    if name is None:
+        raise ConfigError(f'{key}: found {names[0]}, expected {a_reader(names[0])}')
     if name in refused:
         name = ANY_HEAD
-    if name is None:
-        raise ConfigError(f'{key}: found {own}, expected {a_reader(own)}')
     reader = _READERS[name](head)
     reader.key = key
     return reader

@@ -47,7 +47,6 @@ class FeatureReader(DenseReader):
             num_bins=None,
             box_dim=4,
             feature_channels=width,
-            only_features=True,
             has_reader=False,
         )
 
