@@ -190,6 +190,11 @@ def test_delete_beside_what_replaces_nothing_inherited() -> None:
             'loss_weight: found -0.5, expected a finite number of at least 0',
         ),
         (
+            'loss',
+            dict(type=KL, loss_weight=True),
+            'loss_weight: found True, expected a finite number of at least 0',
+        ),
+        (
             'region',
             dict(type='ValuableLocalizationRegion', alpha=0),
             'alpha: found 0, expected a number between 0 and 1',
@@ -223,6 +228,11 @@ def test_delete_beside_what_replaces_nothing_inherited() -> None:
             'region',
             dict(type='FineGrainedRegion', share=1.5),
             'share: found 1.5, expected a number between 0 and 1',
+        ),
+        (
+            'region',
+            dict(type='FineGrainedRegion', share='0.5'),
+            "share: found '0.5', expected a number between 0 and 1",
         ),
         (
             'region',
