@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
+from mmengine.model import BaseDataPreprocessor
 
 from ld_plugin.detectors.input_conversion import InputConversion
 from ld_plugin.recipes import ld_main
@@ -83,6 +84,14 @@ def test_images_of_one_channel(source: dict, target: dict) -> None:
     assert images.shape[1] == 1
     converted = InputConversion.between(source, target)(images, SHAPES)
     torch.testing.assert_close(converted, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_preprocessor_that_only_moves_images() -> None:
+    """As a model without one has: what it sees are the pixels as they were read."""
+    plain, raw = BaseDataPreprocessor(), preprocessor()
+    caffe = preprocessor(**PREPROCESSORS['caffe'])
+    for found, expected in (((plain, caffe), (raw, caffe)), ((caffe, plain), (caffe, raw))):
+        assert InputConversion.between(*found) == InputConversion.between(*expected)
 
 
 @pytest.mark.parametrize('factor', [0.5, 1.5, 2])
