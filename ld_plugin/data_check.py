@@ -141,7 +141,7 @@ def class_names(dataset: Mapping[str, Any], cls: type) -> Sequence[str]:
     classes = metainfo.get('classes', ())
     if not isinstance(classes, str):
         return classes
-    return () if _is_no_list(dataset, classes) else list_from_file(classes)
+    return () if _is_no_list(classes) else list_from_file(classes)
 
 
 def training_classes(cfg: Mapping[str, Any]) -> Sequence[str] | None:
@@ -166,15 +166,15 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
         dataset: No wrapper.
         key: Its key in the config.
     """
-    if not is_local(dataset):
-        return
     classes = (dataset.get('metainfo') or {}).get('classes')
-    if isinstance(classes, str) and _is_no_list(dataset, classes):
+    if isinstance(classes, str) and _is_no_list(classes):
         yield (
             f'{key}.metainfo.classes: found the text {classes!r}, which is no file (looked for at '
             f'{Path(classes).absolute()}), expected a file with a name in each line, or a tuple of '
             f'names, in which one alone takes a comma: ({classes!r},)'
         )
+    if not is_local(dataset):
+        return
     root = dataset.get('data_root') or ''
     if root and not Path(root).is_dir():
         # What is below it is missing too; one line says enough.
@@ -188,9 +188,12 @@ def missing_files(dataset: Mapping[str, Any], key: str) -> Iterator[str]:
             yield _complaint(f'{key}.data_prefix.{name}', 'folder', prefix, root)
 
 
-def _is_no_list(dataset: Mapping[str, Any], classes: str) -> bool:
-    """Whether a text in place of class names is no file, which MMDetection takes for the names."""
-    return is_local(dataset) and not is_remote(classes) and not Path(classes).is_file()
+def _is_no_list(classes: str) -> bool:
+    """Whether a text in place of class names is no file, which MMDetection takes for the names.
+
+    It looks for the file here, wherever the rest of the data set is.
+    """
+    return not is_remote(classes) and not Path(classes).is_file()
 
 
 def _evaluator(evaluator: Mapping[str, Any], key: str) -> Iterator[str]:

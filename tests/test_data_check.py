@@ -396,9 +396,16 @@ def test_classes_of_an_unknown_data_set() -> None:
         training_classes(config(dict(type='SkyDataset')))
 
 
-def test_one_class_name_without_its_comma(data_root: Path) -> None:
+@pytest.mark.parametrize('root', ['.', 's3://bucket/coco/'])
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_one_class_name_without_its_comma(
+    is_folder: bool, root: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MMDetection would take its letters for the names of the classes."""
-    cfg = config(dataset(data_root, metainfo=dict(classes='sun')))
+    monkeypatch.chdir(data_root)
+    if is_folder:
+        Path('sun').mkdir()
+    cfg = config(dataset(root, metainfo=dict(classes='sun')))
     with pytest.raises(FileNotFoundError) as error:
         check_data_folders(cfg)
     assert str(error.value).splitlines()[1:] == [
@@ -407,7 +414,7 @@ def test_one_class_name_without_its_comma(data_root: Path) -> None:
         "names, in which one alone takes a comma: ('sun',)"
     ]
     assert training_classes(cfg) is None  # a program that only tests asks without this check
-    check_data_folders(config(dataset(data_root, metainfo=dict(classes=('sun',)))))
+    check_data_folders(config(dataset(root, metainfo=dict(classes=('sun',)))))
 
 
 def test_images_of_a_server_are_not_looked_up(data_root: Path) -> None:
