@@ -337,26 +337,30 @@ def test_work_folder(
 
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
-def test_launchers(launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('content', ['', "launcher = 'none'"], ids=['', 'written by a run'])
+def test_launchers(
+    content: str, launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / 'mine.py'
-    path.touch()
+    path.write_text(content)
+        ('work_dir = None', [], 'work_dirs/mine_1.5x'),
     monkeypatch.setenv('LOCAL_RANK', '5')  # by torchrun
     assert loaded(path, '--launcher', launcher).launcher == launcher
     assert os.environ['LOCAL_RANK'] == '5'
-    monkeypatch.delenv('LOCAL_RANK')
-    assert loaded(path, '--local-rank', '3').launcher == 'none'
-    assert os.environ['LOCAL_RANK'] == '3'
+    for option in ('--local-rank', '--local_rank'):  # of a newer and an older launcher
+        monkeypatch.delenv('LOCAL_RANK')
+        assert loaded(path, option, '3').launcher == 'none'
+        assert os.environ['LOCAL_RANK'] == '3'
 
 
-class OwnRunner(Runner):
-    """Of somebody who needs more than mmengine's."""
+@pytest.mark.parametrize('base', [Runner, DistillationRunner])
+def test_a_runner_that_is_not_the_plugins_stays(
+    base: type[Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnRunner(base):
+        """Of somebody who needs more than mmengine's, or the plugin's."""
 
-    @classmethod
-    def from_cfg(cls, cfg: Config) -> str:
-        return 'my own'
 
-
-def test_a_runner_that_is_not_the_plugins_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNNERS.module_dict, 'OwnRunner', OwnRunner)
     for default in (DistillationRunner, EvaluationRunner):
         assert build_runner(Config(dict(runner_type='OwnRunner')), default) == 'my own'
@@ -376,6 +380,9 @@ def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:
     ]
     assert len(training_classes(config(dataset('nowhere')))) == 80
     assert training_classes(config(recoloured))[:2] == ('aeroplane', 'bicycle')
+        @classmethod
+        def from_cfg(cls, cfg: Config) -> str:
+            return 'my own'
 
 
 @pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')

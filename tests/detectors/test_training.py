@@ -465,6 +465,9 @@ def test_a_file_that_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
     runner.dump_config()
     assert base.read_text() == 'one = 1  # as its author wrote it'
     assert Config.fromfile(tmp_path / 'mine_config.py').one == 1
+    runner.cfg = Config(dict(one=4))  # which no file has
+    runner.dump_config()
+    assert Config.fromfile(tmp_path / 'run_config.py').one == 4
     base.unlink()
     for one in (2, 3):  # its own it writes anew
         runner.cfg.one = one
