@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import train
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from ld_plugin import ConfigError
 from ld_plugin.data_check import (
     TESTING,
+    TRAINING,
     check_data_folders,
     check_submission_folders,
     training_classes,
@@ -54,6 +56,8 @@ def test_data_that_is_there_passes(data_root: Path) -> None:
             val_evaluator=dict(type='CocoMetric', ann_file=str(data_root / 'annotations.json')),
         )
     )
+    # DOTA's annotations are a folder of files
+    check_data_folders(config(dataset(data_root, type='DOTADataset', ann_file='images/')))
 
 
 def test_message_names_key_finding_place_and_remedy() -> None:
@@ -61,7 +65,7 @@ def test_message_names_key_finding_place_and_remedy() -> None:
         check_data_folders(config(dataset('data/nowhere/')))
     key = 'train_dataloader.dataset.data_root'
     assert f"{key}: folder 'data/nowhere/' not found" in str(error.value)
-    assert f'expected at {Path.cwd() / "data/nowhere"}' in str(error.value)
+    assert f'expected at {Path.cwd() / "data/nowhere"})' in str(error.value)
     assert f'--cfg-options {key}=PATH' in str(error.value)
     assert 'ann_file' not in str(error.value), 'what is below a missing root needs no line'
 
@@ -71,9 +75,10 @@ def test_message_names_the_place_below_a_root_of_the_same_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path('train').mkdir()
-    with pytest.raises(FileNotFoundError) as error:
-        check_data_folders(config(dataset('train', ann_file='', data_prefix=dict(img='train'))))
-    assert f'expected at {tmp_path / "train/train"})' in str(error.value)
+    for part in (dict(ann_file='train'), dict(data_prefix=dict(img='train'))):
+        with pytest.raises(FileNotFoundError) as error:
+            check_data_folders(config(dict(data_root='train', **part)))
+        assert f'expected at {tmp_path / "train/train"})' in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +117,12 @@ def test_key_of_the_message_can_be_set_from_the_command_line(data_root: Path) ->
             dict(data_prefix={'img': 'gone/'}),
             r"dataset\.data_prefix\.img: folder 'gone/' not found",
         ),
+        # there is a file of that name
+        (
+            dict(data_prefix={'img': 'annotations.json'}),
+            r"dataset\.data_prefix\.img: folder 'annotations\.json' not found",
+        ),
+        (dict(data_root=__file__), r"dataset\.data_root: folder '.*\.py' not found"),
     ],
 )
 def test_missing_parts_of_a_data_set(data_root: Path, change: dict, message: str) -> None:
@@ -124,13 +135,17 @@ def test_everything_missing_is_said_at_once(data_root: Path) -> None:
         dataset(data_root, ann_file='gone.json'),
         val_dataloader=dict(dataset=dataset('data/nowhere/')),
         val_evaluator=[dict(type='CocoMetric', ann_file='data/gone.json')],
+        test_dataloader=[dict(dataset=dataset('data/nowhere/'))],
+        test_evaluator=dict(metrics=dict(type='CocoMetric', ann_file='data/gone.json')),
     )
     with pytest.raises(FileNotFoundError) as error:
-        check_data_folders(cfg)
+        check_data_folders(cfg, TRAINING + TESTING)
     for key in (
         'train_dataloader.dataset.ann_file',
         'val_dataloader.dataset.data_root',
         'val_evaluator.0.ann_file',
+        'test_dataloader.0.dataset.data_root',
+        'test_evaluator.metrics.ann_file',
     ):
         assert f'\n{key}: ' in str(error.value)
 
@@ -162,6 +177,8 @@ def test_storage_servers_are_not_looked_up(remote: dict) -> None:
 def test_absent_and_empty_sections_pass() -> None:
     check_data_folders(Config(dict(val_dataloader=None, val_evaluator=None)))
     check_data_folders(config(dict(type='DOTADataset', data_root='', ann_file='', data_prefix={})))
+    nothing = dict.fromkeys(('data_root', 'ann_file', 'data_prefix', 'metainfo', 'backend_args'))
+    check_data_folders(config(nothing, val_evaluator=nothing))
 
 
 def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
@@ -170,6 +187,10 @@ def test_a_submission_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / 'Task1').mkdir()
     check_submission_folders(Config(dict(test_evaluator=metric | dict(merge_patches=False))))
     check_submission_folders(Config(dict(test_evaluator=None)))
+    # the first writes files of that prefix beside the folder, the second nothing
+    plain, nothing = metric | dict(type='CocoMetric'), metric | dict(outfile_prefix=None)
+    plain.pop('merge_patches')
+    check_submission_folders(Config(dict(test_evaluator=[plain, nothing])))
     with pytest.raises(FileExistsError) as error:
         check_submission_folders(Config(dict(test_evaluator=[dict(type='CocoMetric'), metric])))
     for inside in (dict(metrics=metric), dict(type='Evaluator', metrics=[metric])):
@@ -319,6 +340,7 @@ def loaded(path: Path, *options: str) -> Config:
     ('content', 'options', 'work_dir'),
     [
         ('', [], 'work_dirs/mine_1.5x'),
+        ('work_dir = None', [], 'work_dirs/mine_1.5x'),
         ("work_dir = 'its_own'", [], 'its_own'),
         ("work_dir = 'its_own'", ['--work-dir', 'another'], 'another'),
     ],
@@ -343,7 +365,6 @@ def test_launchers(
 ) -> None:
     path = tmp_path / 'mine.py'
     path.write_text(content)
-        ('work_dir = None', [], 'work_dirs/mine_1.5x'),
     monkeypatch.setenv('LOCAL_RANK', '5')  # by torchrun
     assert loaded(path, '--launcher', launcher).launcher == launcher
     assert os.environ['LOCAL_RANK'] == '5'
@@ -360,6 +381,9 @@ def test_a_runner_that_is_not_the_plugins_stays(
     class OwnRunner(base):
         """Of somebody who needs more than mmengine's, or the plugin's."""
 
+        @classmethod
+        def from_cfg(cls, cfg: Config) -> str:
+            return 'my own'
 
     monkeypatch.setitem(RUNNERS.module_dict, 'OwnRunner', OwnRunner)
     for default in (DistillationRunner, EvaluationRunner):
@@ -380,19 +404,35 @@ def test_classes_are_those_of_metainfo_or_of_the_type(tmp_path: Path) -> None:
     ]
     assert len(training_classes(config(dataset('nowhere')))) == 80
     assert training_classes(config(recoloured))[:2] == ('aeroplane', 'bicycle')
-        @classmethod
-        def from_cfg(cls, cfg: Config) -> str:
-            return 'my own'
+    assert len(training_classes(config(dataset('nowhere', metainfo=None)))) == 80
+
+
+def test_classes_of_a_type_that_is_not_registered() -> None:
+    """A config in pure Python names the class itself."""
+
+    class SkyDataset(CocoDataset):
+        METAINFO = dict(classes=('sun', 'moon'))
+
+    assert training_classes(config(dict(type=SkyDataset))) == ('sun', 'moon')
 
 
 @pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
 def test_a_data_set_may_name_its_scope() -> None:
     ships = dataset('nowhere', type='DOTADataset', _scope_='mmrotate')
-    assert training_classes(config(ships))[:2] == ('plane', 'baseball-diamond')
+    for cfg in (config(ships), config(ships, default_scope='mmdet')):
+        assert training_classes(cfg)[:2] == ('plane', 'baseball-diamond')
+    # of a package that does not have it, the data set is MMDetection's
+    assert len(training_classes(config(dataset('nowhere'), default_scope='mmrotate'))) == 80
 
 
 @pytest.mark.parametrize(
-    'cfg', [Config(), config(object()), config(dict(type='BaseDetDataset', ann_file='a.json'))]
+    'cfg',
+    [
+        Config(),
+        Config(dict(train_dataloader=None)),
+        config(object()),
+        config(dict(type='BaseDetDataset', ann_file='a.json')),
+    ],
 )
 def test_classes_that_a_config_does_not_tell_are_unknown(cfg: Config) -> None:
     assert training_classes(cfg) is None
@@ -426,4 +466,5 @@ def test_one_class_name_without_its_comma(
 
 def test_images_of_a_server_are_not_looked_up(data_root: Path) -> None:
     prefix = dict(img='s3://bucket/images/')
-    check_data_folders(config(dataset(data_root, data_prefix=prefix)))
+    names = dict(classes='s3://bucket/classes.txt')
+    check_data_folders(config(dataset(data_root, data_prefix=prefix, metainfo=names)))

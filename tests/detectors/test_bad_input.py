@@ -976,8 +976,10 @@ def test_data_set_without_a_type() -> None:
 
 
 @pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
-@pytest.mark.parametrize(('classwise', 'number'), [(False, 1), (True, 31)])
-def test_hrsc_names_one_class_unless_it_is_asked_for_all(classwise: bool, number: int) -> None:
+@pytest.mark.parametrize(('classwise', 'number'), [(False, 1), (True, 31), (None, 1)])
+def test_hrsc_names_one_class_unless_it_is_asked_for_all(
+    classwise: bool | None, number: int
+) -> None:
     cfg = Config.fromfile(
         ROOT / 'configs/rotated_ld/rotated-ld_r18-dist-rotated-retinanet-r34_fpn_kld-stable_rr-1x_'
         'hrsc.py'
