@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from ld_plugin.dense import DistillationContext
 from ld_plugin.dense.rois import RoIReader, RoIStage
 from ld_plugin.detectors import FrozenTeacher
-from ld_plugin.distillers import DecoupledRoIClassificationDistiller, RoIClassificationDistiller
+from ld_plugin.distillers import (
+    DecoupledRoIClassificationDistiller,
+    Distiller,
+    RoIClassificationDistiller,
+)
 from ld_plugin.errors import ConfigError, NonFiniteTeacherError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
 from ld_plugin.recipes import bckd, defeat_two_stage, imitation_gi, ld_full, pkd
@@ -370,6 +374,24 @@ def test_values() -> None:
     found = DecoupledRoIClassificationDistiller(DecoupledLoss()).of_stage(stage)
     parts = [divergence[labelled & mask].mean() for mask in (objects, ~objects)]
     assert found.item() == pytest.approx(2 * sum(parts), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'distiller',
+    [
+        RoIClassificationDistiller(DistributionKLLoss(temperature=1)),
+        DecoupledRoIClassificationDistiller(DecoupledLoss()),
+    ],
+    ids=lambda distiller: type(distiller).__name__,
+)
+def test_proposals_are_averaged_over_the_processes(
+    distiller: Distiller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = random_stage()
+    alone = distiller.of_stage(stage).item()
+    # as beside a process of three times as many
+    monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda count: 2 * count)
+    assert distiller.of_stage(stage).item() == pytest.approx(alone / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize('count', [0, 1])

@@ -322,14 +322,27 @@ def test_priors_of_the_teacher_elsewhere_in_their_cells() -> None:
     torch.testing.assert_close(distiller(step), (each * weights).sum() / step.mean_num_positives)
 
 
-def test_whole_levels_are_averaged_over_the_processes(
-    step: DistillationContext, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='ClassificationDistiller', region=dict(type='EverywhereRegion')),
+        dict(type='FeatureDistiller'),
+        dict(type='FeatureDistiller', region=dict(type='MainRegion')),
+        dict(type='PredictionGuidedFeatureDistiller'),
+        dict(type='DecoupledFeatureDistiller'),
+        dict(type='DecoupledClassificationDistiller'),
+        dict(type='RankDistiller'),
+    ],
+    ids=lambda cfg: '-'.join([cfg['type'], *cfg.get('region', {}).values()]),
+)
+def test_positions_are_averaged_over_the_processes(
+    step: DistillationContext, cfg: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everywhere = dict(type='ClassificationDistiller', region=dict(type='EverywhereRegion'))
-    alone = make(step, **everywhere)(step).item()
+    distiller = make(step, **cfg)
+    alone = distiller(step).item()
     # as beside a process of three times as many positions
     monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda count: 2 * count)
-    assert make(step, **everywhere)(replace(step)).item() == pytest.approx(alone / 2, rel=1e-5)
+    assert distiller(replace(step)).item() == pytest.approx(alone / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -337,8 +350,9 @@ def test_whole_levels_are_averaged_over_the_processes(
     [
         dict(type='LocalizationDistiller', region=dict(type='MainRegion')),
         dict(type='ClassificationDistiller', normalizer='positives'),
+        dict(type='QualityDistiller'),
     ],
-    ids=['images', 'positives'],
+    ids=['images', 'positives', 'positives of the quality'],
 )
 def test_what_a_sum_is_divided_by_is_averaged_over_the_processes(
     step: DistillationContext, cfg: dict, monkeypatch: pytest.MonkeyPatch
