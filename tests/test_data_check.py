@@ -336,6 +336,17 @@ def loaded(path: Path, *options: str) -> Config:
     return load_config(parser.parse_args([str(path), *options]))
 
 
+def test_a_config_that_fails_in_its_own_code_has_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which is set otherwise
+    path = tmp_path / 'mine.py'
+    path.write_text('model = dict(type=GFL)\n')
+    with pytest.raises(ConfigError, match="name 'GFL' is not defined") as error:
+        loaded(path)
+    assert isinstance(error.value.__cause__, NameError)
+
+
 @pytest.mark.parametrize(
     ('content', 'options', 'work_dir'),
     [
