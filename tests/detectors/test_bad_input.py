@@ -22,7 +22,9 @@ from ld_plugin.dense.readers import GFLReader
 from ld_plugin.dense.readers import base as readers
 from ld_plugin.distillers import ClassificationDistiller, build_distillers
 from ld_plugin.distillers.schedules import ConstantSchedule
+from ld_plugin.errors import NonFiniteTeacherError
 from ld_plugin.launch import build_runner
+from ld_plugin.losses import DistributionKLLoss
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main, pkd
 from tests.families import ROTATED, tiny
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
@@ -115,7 +117,8 @@ def test_wrong_loss_of_a_distiller_without_a_default() -> None:
         ),
         (
             dict(type=LD, schedule=dict(type='LinearWarmupSchedule')),
-            f'{AT}.schedule: LinearWarmupSchedule cannot be built: missing a required argument',
+            f'{AT}.schedule: LinearWarmupSchedule cannot be built: missing a required argument: '
+            "'iters'. It accepts: iters, start.",
         ),
         (dict(region=dict(type='MainRegion')), f"{AT}: expected a dict with a 'type', found "),
         (dict(type=LD, loss=dict(temperature=3)), f"{AT}.loss: expected a dict with a 'type', "),
@@ -129,7 +132,25 @@ def test_wrong_loss_of_a_distiller_without_a_default() -> None:
     ],
 )
 def test_wrong_arguments(cfg: Any, expected: str) -> None:
-    assert said(cfg).startswith(expected)
+    found = said(cfg)
+    assert found.startswith(expected)
+    assert ('inherited' in found) == ('unexpected keyword' in found)
+
+
+@pytest.mark.parametrize('error', [AssertionError, TypeError, ValueError])
+def test_values_that_a_class_of_ones_own_refuses(error: type[Exception]) -> None:
+    class OwnLoss(DistributionKLLoss):
+        def __init__(self, window: int) -> None:
+            raise error('an odd window')
+
+    found = said(dict(type=LD, loss=dict(type=OwnLoss, window=2)))
+    assert found.startswith(f'{AT}.loss: OwnLoss cannot be built from {{')
+    assert found.endswith('}: an odd window.')
+
+
+def test_programs_that_do_not_know_the_plugin_catch_its_errors() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(NonFiniteTeacherError, RuntimeError)
 
 
 def test_arguments_of_an_inherited_part_of_another_type() -> None:
@@ -362,7 +383,7 @@ def test_distillers_own_values_out_of_range(arguments: dict, expected: str) -> N
     assert said(dict(type=LD, **arguments)).startswith(f'{AT}.{expected}')
 
 
-@pytest.mark.parametrize('distillers', [{}, [ld_main['ld']]])
+@pytest.mark.parametrize('distillers', [{}, [ld_main['ld']], dict(ld=None)])
 def test_no_distillers(distillers: Any) -> None:
     model = tiny_distilled()
     model.distillers = distillers
@@ -370,7 +391,7 @@ def test_no_distillers(distillers: Any) -> None:
     assert found.startswith(
         f'model.distillers: found {distillers}, expected a dict with at least one'
     )
-    assert 'ld_plugin.recipes' in found
+    assert found.endswith('ld_plugin.recipes.ld_full.')
 
 
 def test_recipe_that_became_its_name() -> None:
@@ -428,12 +449,14 @@ def test_key_that_would_replace_a_stock_loss_which_no_attribute_names(
     assert found.endswith('Choose another key.')
 
 
-def test_key_with_the_prefix_that_the_log_adds() -> None:
-    found = message(lambda: build(tiny_distilled(distillers=dict(loss_ld=ld_main['ld']))))
+@pytest.mark.parametrize(('name', 'better'), [('loss_mine', 'mine'), ('loss_', 'ld')])
+def test_key_with_the_prefix_that_the_log_adds(name: str, better: str) -> None:
+    found = message(lambda: build(tiny_distilled(distillers={name: ld_main['ld']})))
     assert found == (
-        'model.distillers.loss_ld: its loss would be logged as loss_loss_ld, expected a name '
-        "without loss_, such as 'ld'."
+        f'model.distillers.{name}: its loss would be logged as loss_{name}, expected a name '
+        f'without loss_, such as {better!r}.'
     )
+    build(tiny_distilled(distillers=dict(lossless=ld_main['ld'])))
 
 
 def test_option_of_a_distiller_whose_name_is_misspelt() -> None:
@@ -443,6 +466,8 @@ def test_option_of_a_distiller_whose_name_is_misspelt() -> None:
         "model.distillers.ld_vrl: expected a dict with a 'type', found "
         f"{option}. Did you mean 'ld_vlr'? There are: ld, ld_vlr, kd."
     )
+    found = message(lambda: build(tiny_distilled(distillers=dict(ld_vrl=option))))
+    assert found.endswith(f'found {option}. There are: none.')
 
 
 @pytest.mark.parametrize('name', ['a.b', 'items', 'training', '2nd'])
