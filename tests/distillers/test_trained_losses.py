@@ -9,7 +9,12 @@ from mmdet.models.losses import GIoULoss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ld_plugin.losses import BinaryKDLoss, DistributionKLLoss, FeatureMSELoss
+from ld_plugin.losses import (
+    BinaryKDLoss,
+    DistributionKLLoss,
+    FeatureMSELoss,
+    PearsonFeatureLoss,
+)
 from ld_plugin.registry import LOSSES
 from tests.families import tiny
 from tests.models import batch, build, losses, tiny_distilled
@@ -24,6 +29,11 @@ class _Scaled(nn.Module):
 
 
 class TrainedFeatureLoss(_Scaled, FeatureMSELoss):
+    def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.factor * super().elementwise(student, teacher)
+
+
+class TrainedMapLoss(_Scaled, PearsonFeatureLoss):
     def elementwise(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.factor * super().elementwise(student, teacher)
 
@@ -45,8 +55,8 @@ class TrainedBoxLoss(_Scaled, GIoULoss):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    of_rows = TrainedFeatureLoss, TrainedClassLoss, TrainedBinLoss
-    own = *((LOSSES, loss) for loss in of_rows), (MODELS, TrainedBoxLoss)
+    of_maps = TrainedFeatureLoss, TrainedMapLoss, TrainedClassLoss, TrainedBinLoss
+    own = *((LOSSES, loss) for loss in of_maps), (MODELS, TrainedBoxLoss)
     for registry, cls in own:
         registry.register_module(module=cls)
     yield
@@ -66,6 +76,7 @@ _REGIONS = 'EverywhereRegion', 'BackgroundRegion', 'MainRegion', 'InsideGTRegion
             dict(type='FeatureDistiller', region=dict(type=region), **_FEATURES)
             for region in _REGIONS
         ),
+        dict(type='FeatureDistiller', loss=dict(type='TrainedMapLoss')),
         *(
             dict(type='ClassificationDistiller', region=dict(type=region), **_CLASSES)
             for region in ('EverywhereRegion', 'MainRegion')
