@@ -10,7 +10,7 @@ from ld_plugin.dense import DistillationContext
 from ld_plugin.distillers import FeatureDistiller, feature
 from ld_plugin.losses import DistillationLoss, PearsonFeatureLoss
 from ld_plugin.recipes import pkd
-from ld_plugin.regions import EverywhereRegion
+from ld_plugin.regions import EverywhereRegion, MainRegion
 from tests import contexts
 from tests.contexts import context, take_images
 
@@ -117,3 +117,21 @@ def test_half_precision(step: DistillationContext, dtype: torch.dtype) -> None:
     loss = make(step)(with_type(dtype))
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, make(step)(with_type(torch.float32)))
+
+
+class SquareLoss(DistillationLoss):
+    """As somebody writes it who does not think of half precision."""
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (student - teacher).square().mean(-1)
+
+
+@pytest.mark.parametrize('region', [EverywhereRegion, MainRegion])
+def test_a_loss_of_ones_own_does_not_overflow(step: DistillationContext, region: type) -> None:
+    student, teacher = (
+        replace(dense, features=[torch.full_like(x, value).half() for x in dense.features])
+        for dense, value in ((step.student, 300), (step.teacher, -300))
+    )
+    distiller = FeatureDistiller(region(), SquareLoss())
+    distiller.prepare(student.spec, teacher.spec, 'x')
+    assert distiller(replace(step, student=student, teacher=teacher)) == 3 * 600**2
