@@ -120,6 +120,14 @@ def test_the_loss_is_found_whatever_the_default_scope_is(step: DistillationConte
     assert type(distiller.loss).__name__ == 'GIoULoss'
 
 
+def test_a_loss_is_missed_by_its_key_without_a_default_scope(
+    step: DistillationContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DefaultScope, 'get_current_instance', lambda: None)
+    with pytest.raises(ConfigError, match=r"^model\.distillers\.x\.loss\.type: 'GDLos' is not a"):
+        make(step, type='BoxDistiller', loss=dict(type='GDLos'))
+
+
 def test_boxes_inside_out_are_bounded(step: DistillationContext) -> None:
     def negative(rows: torch.Tensor, priors: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
         return priors + 30 * rows[:, :4]
@@ -217,7 +225,7 @@ def test_rotated_boxes_that_stock_losses_cannot_compare(loss: str, kind: str) ->
         (
             dict(type='BoxDistiller', loss=dict(type='GIoUloss')),
             "^model.distillers.x.loss.type: 'GIoUloss' is not a registered model. "
-            "Did you mean 'GIoULoss'",
+            r"Did you mean 'GIoULoss'\? One of your own must",  # and not hundreds of others
         ),
         (
             dict(type='BoxDistiller', loss=dict(type='GIoULoss', loss_weight=-4)),
