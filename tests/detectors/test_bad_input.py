@@ -106,6 +106,16 @@ def test_wrong_loss_of_a_distiller_without_a_default() -> None:
     assert found.startswith(f'{AT}.loss: found RankKLLoss, which does not compare what NoDefaults ')
 
 
+def test_a_class_in_place_of_its_name_has_its_defaults() -> None:
+    """As a config in pure Python gives it."""
+    kinds = ClassificationDistiller, 'ClassificationDistiller'
+    found, expected = (
+        losses(build(tiny_distilled(distillers=dict(kd=dict(type=kind)))), batch())
+        for kind in kinds
+    )
+    assert found['loss_kd'] == expected['loss_kd'] > 0
+
+
 @pytest.mark.parametrize(
     ('cfg', 'expected'),
     [

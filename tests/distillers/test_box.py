@@ -120,6 +120,14 @@ def test_the_loss_is_found_whatever_the_default_scope_is(step: DistillationConte
     assert type(distiller.loss).__name__ == 'GIoULoss'
 
 
+def test_boxes_of_a_teacher_need_no_gradient(step: DistillationContext) -> None:
+    student, teacher = step.student.spec, replace(step.teacher.spec, boxes_have_gradient=False)
+    cfg = dict(x=dict(type='BoxDistiller'))
+    build_distillers(cfg, student, teacher)
+    with pytest.raises(ConfigError, match=r'^model\.distillers\.x: the boxes .* pass no grad'):
+        build_distillers(cfg, teacher, student)
+
+
 def test_a_loss_is_missed_by_its_key_without_a_default_scope(
     step: DistillationContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

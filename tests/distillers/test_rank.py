@@ -91,8 +91,8 @@ def test_a_single_positive_has_no_rank() -> None:
 
 def test_what_it_needs() -> None:
     step = context()
-    assert make(step).reads_of_teacher == {'class_logits'}
-    assert make(step, on='iou').reads_of_teacher == {'boxes'}
+    for on, read in (('score', 'class_logits'), ('logit', 'class_logits'), ('iou', 'boxes')):
+        assert make(step, on=on).reads_of_teacher == {read}
     blind = replace(step.student.spec, extras=frozenset())
     with pytest.raises(ConfigError, match=r"^model\.distillers\.x: the student's head Head has no"):
         build_distillers(dict(x=dict(type='RankDistiller')), blind, step.teacher.spec)

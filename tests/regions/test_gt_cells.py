@@ -142,8 +142,10 @@ def test_the_assigner_must_be_known():
     cfg = dict(type='DecoupledFeatureDistiller', region=dict(type='GTCellsRegion'))
     build_distillers(dict(x=cfg), blind, step.teacher.spec)
     cfg['region'] = dict(type='GTCellsRegion', levels='assigner')
-    with pytest.raises(ConfigError, match='has no matched gts'):
+    with pytest.raises(ConfigError, match="the student's head Head has no matched gts"):
         build_distillers(dict(x=cfg), blind, step.teacher.spec)
+    # a teacher's assignment is not asked for
+    build_distillers(dict(x=cfg), step.student.spec, blind)
 
 
 def test_objects_that_reach_into_the_padding() -> None:
