@@ -39,6 +39,22 @@ def test_every_valid_cell_counts_once(anchors: int, on: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize('on', ['logit', 'score'])
+def test_predictions_of_half_precision_are_compared_in_float32(on: str) -> None:
+    step = context(images=3)
+
+    def loss_and_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        student, teacher = (
+            replace(dense, class_maps=[x.detach().bfloat16().to(dtype) for x in dense.class_maps])
+            for dense in (step.student, step.teacher)
+        )
+        loss = make(step, on=on)(replace(step, student=student, teacher=teacher))
+        return [loss, *torch.autograd.grad(loss, student.features)]
+
+    found, expected = (loss_and_gradients(kind) for kind in (torch.bfloat16, torch.float32))
+    torch.testing.assert_close(found, expected)
+
+
 def test_other_widths_pass_an_adapter() -> None:
     step = context(images=2)
     features = [torch.randn(2, 5, *level.shape[2:]) for level in step.teacher.features]
