@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ld_plugin.dense import DistillationContext
+from ld_plugin.dense.boxes import upright
 from ld_plugin.distillers import build_distillers
 from ld_plugin.errors import ConfigError
 from tests import brute_force, contexts
@@ -87,6 +88,12 @@ def test_a_single_positive_has_no_rank() -> None:
     loss.backward()
     assert loss == 0
     assert not any(m.grad.any() for m in step.student.class_maps)
+
+
+def test_horizontal_boxes_of_rotated_objects(step: DistillationContext) -> None:
+    expected = make(step, on='iou')(step)
+    rotated = replace(step, gt_bboxes=[upright(boxes) for boxes in step.gt_bboxes])
+    torch.testing.assert_close(make(step, on='iou')(rotated), expected)
 
 
 def test_what_it_needs() -> None:
