@@ -430,7 +430,12 @@ def test_classes_of_a_type_that_is_not_registered() -> None:
 @pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
 def test_a_data_set_may_name_its_scope() -> None:
     ships = dataset('nowhere', type='DOTADataset', _scope_='mmrotate')
-    for cfg in (config(ships), config(ships, default_scope='mmdet')):
+    unnamed = dataset('nowhere', type='DOTADataset')
+    for cfg in (
+        config(ships),
+        config(ships, default_scope='mmdet'),
+        config(unnamed, default_scope='mmrotate'),
+    ):
         assert training_classes(cfg)[:2] == ('plane', 'baseball-diamond')
     # of a package that does not have it, the data set is MMDetection's
     assert len(training_classes(config(dataset('nowhere'), default_scope='mmrotate'))) == 80
