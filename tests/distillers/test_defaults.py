@@ -80,6 +80,14 @@ def test_defaults_of_proposals(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_positions_of_regions_that_weight_them_count_alike_unless_asked() -> None:
+    def loss(**options: str) -> torch.Tensor:
+        region = dict(type='ValuableLocalizationRegion')
+        return loss_of(dict(type='ClassificationDistiller', region=region, **options))
+
+    assert loss() == loss(weights='labels') > loss(weights='region') > 0
+
+
 def test_divisor_and_reference_images_are_factors() -> None:
     def loss(**options: float) -> torch.Tensor:
         return loss_of(dict(type='LocalizationDistiller', **options))
