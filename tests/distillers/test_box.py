@@ -128,6 +128,16 @@ def test_boxes_of_a_teacher_need_no_gradient(step: DistillationContext) -> None:
         build_distillers(cfg, teacher, student)
 
 
+def test_background_is_a_matter_of_class_scores(step: DistillationContext) -> None:
+    teacher = replace(step.teacher.spec, rates_objects_alone=True)
+    everywhere = dict(region=dict(type='EverywhereRegion'))
+    for name in ('LocalizationDistiller', 'QualityDistiller'):
+        build_distillers(dict(x=dict(type=name, **everywhere)), step.student.spec, teacher)
+    with pytest.raises(ConfigError, match='the class scores of Head say nothing where there is no'):
+        cfg = dict(type='ClassificationDistiller', **everywhere)
+        build_distillers(dict(x=cfg), step.student.spec, teacher)
+
+
 def test_a_loss_is_missed_by_its_key_without_a_default_scope(
     step: DistillationContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
