@@ -289,6 +289,8 @@ def test_spaces_of_a_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     args = ['--cfg-options', 'a=1', 'b="[1, x]"', "c='x y'", 'd=2, 3', 'e= x y ']
     found = parser.parse_args(args).cfg_options
     assert found == dict(a=1, b=[1, 'x'], c='x y', d=[2, 3], e='x y')
+    with pytest.raises(SystemExit):  # as of a shell's variable that is not set
+        parser.parse_args(['--cfg-options'])
 
 
 def test_automatic_resuming_needs_a_checkpoint(tmp_path: Path) -> None:
