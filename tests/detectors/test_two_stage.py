@@ -352,6 +352,7 @@ def test_other_number_of_names_in_the_checkpoint(tmp_path: Path) -> None:
 
 def random_stage(count: int = 12) -> RoIStage:
     weights = torch.ones(count)
+    weights[:1] = 2  # as train_cfg.rcnn.pos_weight makes it
     weights[-2:] = 0
     return RoIStage(
         rois=torch.zeros(count, 5),
@@ -367,10 +368,12 @@ def test_values() -> None:
     stage = random_stage()
     logits = stage.student.detach().numpy(), stage.teacher.numpy()
     divergence = brute_force.kl(*logits, temperature=1) * 4  # a mean over the classes
-    labelled, objects = stage.label_weights.numpy() > 0, stage.labels.numpy() < 3
+    weights, objects = stage.label_weights.numpy(), stage.labels.numpy() < 3
+    labelled = weights > 0
     loss = DistributionKLLoss(temperature=1, loss_weight=3, class_reduction='sum')
     plain = RoIClassificationDistiller(loss).of_stage(stage)
-    assert plain.item() == pytest.approx(3 * divergence[labelled].mean(), rel=1e-5)
+    # as the stock loss of classes
+    assert plain.item() == pytest.approx(3 * (weights * divergence)[labelled].mean(), rel=1e-5)
     found = DecoupledRoIClassificationDistiller(DecoupledLoss()).of_stage(stage)
     parts = [divergence[labelled & mask].mean() for mask in (objects, ~objects)]
     assert found.item() == pytest.approx(2 * sum(parts), rel=1e-5)
