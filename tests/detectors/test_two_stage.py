@@ -374,9 +374,13 @@ def test_values() -> None:
     plain = RoIClassificationDistiller(loss).of_stage(stage)
     # as the stock loss of classes
     assert plain.item() == pytest.approx(3 * (weights * divergence)[labelled].mean(), rel=1e-5)
-    found = DecoupledRoIClassificationDistiller(DecoupledLoss()).of_stage(stage)
+    background = dict(
+        type='DistributionKLLoss', temperature=1, loss_weight=5, class_reduction='sum'
+    )
+    found = DecoupledRoIClassificationDistiller(DecoupledLoss(background=background))
     parts = [divergence[labelled & mask].mean() for mask in (objects, ~objects)]
-    assert found.item() == pytest.approx(2 * sum(parts), rel=1e-5)
+    expected = 2 * parts[0] + 5 * parts[1]
+    assert found.of_stage(stage).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
