@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ld_plugin.dense import DistillationContext
@@ -28,7 +29,8 @@ def neck_loss(step: DistillationContext, distiller: Distiller) -> Tensor:
     valid = prior_views(step.assignment.valid, step.student.level_shapes)
     objects = step.select(distiller.region).cell_masks
     for level in range(levels):
-        error = distiller.adapter(step.student.features[level]) - step.teacher.features[level]
+        adapted = F.conv2d(step.student.features[level], *distiller.adapter.parameters(), padding=1)
+        error = adapted - step.teacher.features[level]
         square, m = error.square().sum(1), objects[level]
         rest = valid[level].any(1) & ~m
         for weight, mask in ((3, m), (12, rest)):
@@ -46,6 +48,16 @@ def test_neck_follows_the_formula(step: DistillationContext, region: str) -> Non
     gradients = torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_cells_count_if_any_of_their_priors_does() -> None:
+    """Large anchors may reach out of the image, and are left out, where small ones do not."""
+    step = context(images=4, priors_per_cell=9)
+    valid = step.assignment.valid.clone()
+    valid[:, ::9] = False
+    fewer = replace(step, assignment=replace(step.assignment, valid=valid))
+    distiller = make(step, type='DecoupledFeatureDistiller')
+    assert distiller(fewer) == distiller(step)
 
 
 def test_neck_without_ground_truth_is_background_alone(step: DistillationContext) -> None:
