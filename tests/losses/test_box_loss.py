@@ -5,6 +5,7 @@ import torch
 from mmcv.ops import box_iou_rotated
 from mmdet.models.losses import GIoULoss
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin import ConfigError
 from ld_plugin.losses import BoxLoss, box
@@ -116,6 +117,17 @@ def test_equal_boxes(kind: str) -> None:
 
 
 @every_kind
+def test_boxes_of_half_precision_are_compared_in_float32(kind: str) -> None:
+    needs_mmrotate(kind)
+    boxes, others = random_boxes(40).bfloat16(), random_boxes(40).bfloat16()
+    loss = BoxLoss(rotated=kind)
+    found = loss(boxes, others, reduction_override='none')
+    expected = loss(boxes.float(), others.float(), reduction_override='none')
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+
+
+@every_kind
 def test_extreme_boxes(kind: str) -> None:
     needs_mmrotate(kind)
     boxes = EXTREME.repeat(len(EXTREME), 1).requires_grad_()
@@ -130,15 +142,25 @@ def test_the_loss_depends_on_the_device_unless_it_is_named(monkeypatch: pytest.M
     asked = []
 
     def remember(kind: str) -> object:
-        asked.append(kind)
-        return lambda pred, target, *how: (pred - target).sum()
+        def compare(pred: Tensor, target: Tensor, *how: object) -> Tensor:
+            asked.append((pred.device.type, kind))
+            return (pred - target).sum()
+
+        return compare
 
     monkeypatch.setattr(box, '_gaussian_loss', remember)
-    boxes = random_boxes(3)
-    BoxLoss()(boxes, boxes)
-    BoxLoss(rotated='gwd')(boxes, boxes)
-    BoxLoss(rotated='iou')(boxes, boxes)
-    assert asked == ['kld', 'gwd']
+    monkeypatch.setattr(box, '_overlap_loss', remember('iou'))
+    for rotated in (None, 'gwd', 'iou'):
+        boxes = random_boxes(3)
+        BoxLoss(rotated=rotated)(boxes, boxes)
+        with FakeTensorMode():
+            boxes = torch.empty(3, 5, device='cuda')
+            BoxLoss(rotated=rotated)(boxes, boxes)
+    assert asked == [
+        *(('cpu', 'kld'), ('cuda', 'iou')),
+        *(('cpu', 'gwd'), ('cuda', 'gwd')),
+        *(('cpu', 'iou'), ('cuda', 'iou')),
+    ]
 
 
 def test_bad_arguments() -> None:
