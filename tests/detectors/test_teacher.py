@@ -237,9 +237,11 @@ def test_what_nobody_reads_may_be_nan(distillers: dict, broken: tuple[str, ...])
     ('distillers', 'read', 'missing'),
     [
         (ld_main, lambda said: said.class_views, 'class_maps'),
+        (ld_main, lambda said: said.class_logits(everywhere(said)), 'class_maps'),
         (ld_main, lambda said: said.level_class_logits(0), 'class_maps'),
         (defeat, lambda said: said.boxes(everywhere(said)), 'box_maps'),
         (defeat, lambda said: said.level_boxes(0), 'box_maps'),
+        (defeat, lambda said: said.distribution_logits(everywhere(said)), 'box_maps'),
         (defeat, lambda said: said.quality_logits(everywhere(said)), 'quality_maps'),
     ],
 )
