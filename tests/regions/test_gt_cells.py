@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ld_plugin.dense.boxes import upright
 from ld_plugin.distillers import build_distillers
 from ld_plugin.errors import ConfigError
 from ld_plugin.regions import GTCellsRegion
@@ -54,6 +55,23 @@ def test_boxes_beyond_the_image_mark_nothing(box):
     assert not covered_cells(torch.tensor([box]).float(), (8, 12), (8, 8)).any()
 
 
+@pytest.mark.parametrize('form', [torch.clone, upright], ids=['horizontal', 'rotated'])
+def test_cells_of_levels_whose_strides_differ_in_x_and_y(form: object) -> None:
+    box = form(torch.tensor([[16.0, 4, 48, 12]]))
+    expected = torch.zeros(5, 6, dtype=torch.bool)
+    expected[1:3, 1:3] = True
+    assert torch.equal(covered_cells(box, (5, 6), (16, 4)), expected)
+    thin = form(torch.tensor([[33, 4.75, 37, 5.25]]))
+    assert covered_cells(thin, (5, 6), (16, 4)).nonzero().tolist() == [[1, 2]]
+    step = context(images=1)
+    strides = (16, 4), (32, 8), (64, 16)
+    step = replace(
+        step, student=replace(step.student, spec=replace(step.student.spec, strides=strides))
+    )
+    step = replace(step, gt_bboxes=[box])
+    assert torch.equal(step.select(GTCellsRegion(finest_scale=100)).cell_masks[0][0], expected)
+
+
 @pytest.mark.parametrize(
     ('side', 'level'),
     [
@@ -81,6 +99,14 @@ def test_every_object_is_on_one_level():
     for scale, level in ((20, 0), (10, 1), (2, 2)):
         masks = one.select(GTCellsRegion(finest_scale=scale)).cell_masks
         assert [bool(mask.any()) for mask in masks] == [i == level for i in range(3)]
+
+
+@pytest.mark.parametrize(('side', 'level'), [(222, 0), (224, 1)])
+def test_the_finest_level_takes_objects_of_up_to_28_of_its_strides(side: float, level: int):
+    step = context(images=2)
+    step = replace(step, gt_bboxes=[torch.tensor([[0.0, 0, side, side]])] * 2)
+    masks = step.select(GTCellsRegion()).cell_masks
+    assert [bool(mask.any()) for mask in masks] == [i == level for i in range(3)]
 
 
 def test_levels_of_the_assigner():
@@ -140,7 +166,9 @@ def test_the_assigner_must_be_known():
     step = context()
     blind = replace(step.student.spec, extras=frozenset())
     cfg = dict(type='DecoupledFeatureDistiller', region=dict(type='GTCellsRegion'))
-    build_distillers(dict(x=cfg), blind, step.teacher.spec)
+    for region in ('GTCellsRegion', 'InsideGTRegion'):
+        cfg['region'] = dict(type=region)
+        build_distillers(dict(x=cfg), blind, step.teacher.spec)
     cfg['region'] = dict(type='GTCellsRegion', levels='assigner')
     with pytest.raises(ConfigError, match="the student's head Head has no matched gts"):
         build_distillers(dict(x=cfg), blind, step.teacher.spec)
