@@ -270,6 +270,21 @@ def test_cells_of_levels_with_unlike_numbers_of_priors():
     assert cells.counts.tolist() == [1, 1]
 
 
+def test_levels_count_the_selected_priors_and_cells_hold_any_of_them():
+    mask = torch.tensor([[True, False, True, True, False, False]])
+    selection = base.Selection(mask, [(1, 2, 2), (1, 1, 2)])
+    assert selection.mean_level_counts.tolist() == [3, 1]  # a divisor where there are none
+    assert [cells.tolist() for cells in selection.cell_masks] == [[[[True, True]]], [[[False]]]]
+
+
+@pytest.mark.parametrize('region', [InsideGTRegion(), EverywhereRegion()], ids=type)
+def test_positions_of_a_mask_count_as_one_each(step, region):
+    selection = region(step)
+    assert selection.weights.dtype == torch.bool
+    found = region.position_weight(step, selection)
+    assert torch.equal(found, torch.ones(int(selection.weights.sum())))
+
+
 def test_a_region_is_computed_once_per_batch(step):
     calls = []
 
@@ -359,17 +374,23 @@ def test_one_row_for_all_images_is_refused():
         step.select(OfEveryImage())
 
 
-def test_how_many_near_priors_the_overlap_region_looks_at() -> None:
+def test_what_the_overlap_region_is_told() -> None:
+    """How many near priors make the threshold, and at which share of it the region begins."""
     boxes = [torch.tensor([[3.0, 2, 20, 30], [22, 8, 41, 36]])]
     step = replace(context(images=1, priors_per_cell=2), gt_bboxes=boxes)
-    found = [OverlapRegion(topk=topk)(step).weights for topk in (2, 9)]
-    assert not torch.equal(*found)
-    student = step.student
-    for topk, weights in zip((2, 9), found, strict=True):
+    student, seen = step.student, []
+    for told in (dict(), dict(topk=2), dict(alpha=0.1), dict(alpha=0.6)):
+        (weights,) = OverlapRegion(**told)(step).weights
         expected = overlap_region(
-            student.priors, boxes[0], student.num_level_priors, step.assignment.valid[0], topk=topk
+            student.priors,
+            boxes[0],
+            student.num_level_priors,
+            step.assignment.valid[0],
+            **dict(alpha=0.25, topk=9) | told,
         )
-        assert torch.equal(weights[0], expected)
+        assert torch.equal(weights, expected)
+        assert not any(torch.equal(weights, other) for other in seen)
+        seen.append(weights)
 
 
 def test_a_turned_box_whose_bounds_alone_are_touched_selects_nothing() -> None:
