@@ -82,6 +82,16 @@ def test_counts_and_the_mean_of_every_level(mask, shapes):
         assert part.sum().item() == pytest.approx(1.0 if found else 0.0)
 
 
+def test_means_of_levels_are_over_all_processes(mask, shapes, monkeypatch):
+    # of which there are two, and the other one holds nothing
+    monkeypatch.setattr(
+        'ld_plugin.dense.positions.reduce_mean', lambda counts: counts.clone().div_(2)
+    )
+    at = Positions.from_mask(mask, shapes)
+    assert at.mean_level_counts.tolist() == [count / 2 for count in at.counts.tolist()]
+    assert torch.equal(at.mean_level_count.unique(), at.mean_level_counts.unique())
+
+
 def test_cells_of_priors(mask, shapes, anchors):
     cells = Positions.cells_from_mask(mask, shapes)
     features = [torch.randn(IMAGES, 2, h, w) for h, w in SIZES]
@@ -100,6 +110,8 @@ def test_an_empty_selection_still_carries_a_gradient(maps, mask, shapes):
 
 def test_mean_counts_below_1_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     # one of them, on one of two processes
-    monkeypatch.setattr('ld_plugin.dense.positions.reduce_mean', lambda counts: counts / 2)
+    monkeypatch.setattr(
+        'ld_plugin.dense.positions.reduce_mean', lambda counts: counts.clone().div_(2)
+    )
     masks = [torch.tensor([True, False]), torch.tensor([True] * 4), torch.tensor([False])]
     assert mean_counts(masks).tolist() == [0.5, 2, 1]
