@@ -58,6 +58,22 @@ def test_a_box_overlaps_itself_however_it_is_written() -> None:
         torch.testing.assert_close(overlaps(boxes, same), torch.ones(len(boxes)), atol=1e-4, rtol=0)
 
 
+def test_small_boxes_overlap_themselves_too() -> None:
+    boxes = random_boxes() * torch.tensor([1, 1, 0.02, 0.02, 1])
+    torch.testing.assert_close(overlaps(boxes, boxes), torch.ones(len(boxes)), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize('angle', [1e-3, 5e-3])
+def test_sides_cross_though_their_angle_is_small(angle: float) -> None:
+    boxes = random_boxes() * torch.tensor([1, 1, 4, 0.2, 1]) + torch.tensor([0, 0, 20, 2, 0])
+    others = boxes + torch.tensor([0, 0, 0, 0, angle])
+    # both halves are cut off on one side by a triangle each, from the centre on
+    cut = boxes[:, 2].square() * angle / 4
+    area = boxes[:, 2] * boxes[:, 3]
+    expected = (area - cut) / (area + cut)
+    torch.testing.assert_close(overlaps(boxes, others), expected, atol=3e-3, rtol=0)
+
+
 def test_elongated_boxes() -> None:
     needles = random_boxes() * torch.tensor([1, 1, 10, 0.05, 1])
     others = needles + torch.tensor([0.01, 0.02, 0, 0, 1e-3])
@@ -200,6 +216,13 @@ def test_a_point_of_the_box_is_held_wherever_the_box_points(
     assert not hold(box, torch.tensor([40 + beside[0]]), torch.tensor([beside[1]])).any()
 
 
+@pytest.mark.parametrize('form', [torch.clone, upright], ids=['horizontal', 'rotated'])
+def test_a_point_on_a_side_is_not_held(form: object) -> None:
+    box = form(torch.tensor([[2.0, 4, 10, 8]]))
+    x, y = torch.tensor([[6.0, 2, 10, 6, 6], [6, 6, 6, 4, 8]])
+    assert hold(box, x, y).tolist() == [[True, False, False, False, False]]
+
+
 def test_boxes_beside_horizontal_ones_are_the_rectangles_around_them() -> None:
     boxes = random_boxes(20)
     assert torch.equal(in_kind_of(bounds(boxes), boxes), bounds(boxes))
@@ -212,6 +235,7 @@ def test_numbers_of_every_type_of_box() -> None:
     horizontal = bounds(boxes)
     assert torch.equal(plain(horizontal), horizontal)
     assert torch.equal(plain(HorizontalBoxes(horizontal)), horizontal)
+    assert plain(horizontal.double()).dtype == torch.float32  # the precision of the priors
     structures = pytest.importorskip('mmrotate.structures')
     assert torch.equal(plain(structures.RotatedBoxes(boxes)), boxes)
     quadrilaterals = structures.RotatedBoxes(boxes).convert_to('qbox')
