@@ -183,6 +183,7 @@ def test_large_levels_are_looked_at_in_pieces():
     assert pieces_of(torch.empty(2, 9, 100, 167, 80, device='meta')) == 9
     assert pieces_of(torch.empty(2, 9, 40, 40, 80, device='meta')) == 5
     assert pieces_of(torch.empty(2, 9, 10, 10, 80, device='meta')) == 1
+    assert pieces_of(torch.empty(2, 9, 0, 10, 80, device='meta')) == 1
     assert pieces_of(torch.empty(64, 1, 100, 167, 80, device='meta')) == 1
     assert pieces_of(torch.empty(2, 9, 10, 10, 80, device='meta'), numbers=2**21) == 4
     with FakeTensorMode():  # a GPU would wait for its host between small ones
