@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ld_plugin.dense import HeadRecorder, get_reader
-from ld_plugin.dense.head_features import HeadFeatures, Tower
+from ld_plugin.dense.head_features import HeadFeatures, Tower, is_large
 from ld_plugin.dense.matching import ClassMatch, take_levels
 from ld_plugin.dense.readers.base import WITH_SEPARATE_BRANCHES
 from tests.dense.heads import build_head, random_features
@@ -164,6 +165,7 @@ def test_the_rest_of_one_branch(family: str, levels: Sequence[int], branch: str)
     assert outputs.spec.has_separate_branches
     features = outputs.head_features[1]
     both = outputs.cross_head(1, copied(features))
+    assert not both.quality_maps  # which would be those of its own features
     alone = [level.clone() for level in getattr(features, branch)]
     with counted_layers(head) as calls:
         found = outputs.cross_head(1, HeadFeatures(**{branch: alone}))
@@ -294,6 +296,18 @@ def test_gradient_through_the_rest_of_a_head() -> None:
     own, other = torch.autograd.grad(boxes.sum(), inputs[::-1], allow_unused=True)
     assert own.abs().sum() > 0
     assert other is None
+
+
+def test_levels_of_more_than_8_megabytes_are_large() -> None:
+    sizes = (1, 256, 64, 128), (1, 256, 64, 129), (2, 256, 64, 64), (2, 256, 64, 65)
+    assert [is_large(torch.empty(size, device='meta')) for size in sizes] == [False, True] * 2
+
+
+def test_the_first_and_the_last_width_are_compared() -> None:
+    head = nn.Module()
+    for widths, keeps in (((4, 8, 4), True), ((4, 4, 8), False)):
+        head.cls_convs = nn.ModuleList(ConvModule(*pair, 3) for pair in pairwise(widths))
+        assert Tower(head, 'cls_convs').keeps_width == keeps
 
 
 def test_convolutions_without_activations_are_no_tower() -> None:
