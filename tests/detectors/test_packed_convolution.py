@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmdet.models.backbones.res2net import Bottle2neck
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
@@ -59,15 +60,17 @@ def pack(conv: PackedConv2d) -> None:
     assert conv.packed is not None
 
 
-def test_the_plain_weights_are_given_up_and_come_back() -> None:
-    plain, packed = convolutions(GEOMETRIES[1])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_plain_weights_are_given_up_and_come_back(dtype: torch.dtype) -> None:
+    plain, packed = convolutions(GEOMETRIES[1], dtype)
     pack(packed)
     assert packed.weight.numel() == 0
     assert packed.packed.numel() == plain.weight.numel()
     packed.unpack()
     assert packed.packed is None
     torch.testing.assert_close(packed.weight, plain.weight, rtol=0, atol=0)
-    torch.testing.assert_close(packed(image(8)), plain(image(8)))
+    torch.testing.assert_close(packed(image(8, dtype)), plain(image(8, dtype)))
+    assert packed.packed is not None  # for the passes that follow
 
 
 def test_sizes_that_want_the_same_layout_share_it() -> None:
@@ -130,8 +133,9 @@ def test_gradient_in_another_precision_is_converted() -> None:
     torch.testing.assert_close(found, expected, **TOLERANCE[torch.bfloat16])
 
 
-def test_gradient_through_packed_weights_keeps_no_input() -> None:
-    _, packed = convolutions(MIRRORED[0])
+@pytest.mark.parametrize('geometry', MIRRORED)
+def test_gradient_through_packed_weights_keeps_no_input(geometry: dict) -> None:
+    _, packed = convolutions(geometry)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         packed(image(8).requires_grad_())
@@ -143,6 +147,9 @@ def test_what_makes_the_gradient_goes_with_the_packed_weights() -> None:
     x = image(8).requires_grad_()
     packed(x).sum().backward()
     assert packed.packed is not None and packed.mirrored.packed is not None
+    mirrored = packed.mirrored
+    packed(x).sum().backward()
+    assert packed.mirrored is mirrored  # made once for all steps
     assert list(packed.state_dict()) == list(plain.state_dict())
     assert packed.mirrored is None  # a move to another device finds plain weights alone
     expected, found = (torch.autograd.grad(c(x).sum(), x)[0] for c in (plain, packed))
@@ -306,6 +313,25 @@ def with_group_norm(block: nn.Module) -> nn.Module:
     return block
 
 
+class Twice(ConvModule):
+    """Of a user, with a forward pass of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class ReLUOfTwice(nn.ReLU):
+    """Likewise."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def with_own_relu(module: ConvModule) -> ConvModule:
+    module.activate = ReLUOfTwice()
+    return module
+
+
 @pytest.mark.parametrize(
     'block',
     [
@@ -318,6 +344,10 @@ def with_group_norm(block: nn.Module) -> nn.Module:
         ConvModule(8, 16, 3, act_cfg=dict(type='SiLU')),
         ConvModule(8, 16, 3, padding=1, padding_mode='reflect'),
         ConvModule(8, 8, 3, order=('act', 'conv', 'norm')),
+        ConvModule(8, 16, 3, norm_cfg=dict(type='BN'), act_cfg=None),
+        with_own_relu(ConvModule(8, 16, 3)),
+        Twice(8, 16, 3),
+        Bottle2neck(8, 2, base_width=104, stride=1),
     ],
     ids=[
         'one reflection',
@@ -327,6 +357,10 @@ def with_group_norm(block: nn.Module) -> nn.Module:
         'SiLU',
         'reflection',
         'pre-activation',
+        'no activation',
+        'own ReLU',
+        'own forward',
+        'Res2Net',
     ],
 )
 def test_what_cannot_be_fused_stays_as_it_is(block: nn.Module) -> None:
