@@ -9,6 +9,7 @@ from ld_plugin.dense import get_reader, heads_with_distributions, register_reade
 from ld_plugin.dense.readers import GFLReader, base
 from ld_plugin.errors import ConfigError
 from tests.dense.heads import build_head, everything, random_features, record_loss
+from tests.families import tiny
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +37,16 @@ def test_distributions_are_by_side_and_bin(head):
     centre = outputs.priors[at.prior_index].view(-1, 2, 2).mean(1)
     boxes = torch.cat([centre - expected[:, :2], centre + expected[:, 2:]], dim=1)
     torch.testing.assert_close(outputs.boxes(at), boxes)
+
+
+def test_bins_are_strides_along_x():
+    generator = tiny('distribution_retinanet').bbox_head.anchor_generator
+    strides = [(s, s // 2) for s in (8, 16, 32, 64, 128)]
+    head = build_head('distribution_retinanet', anchor_generator=generator | dict(strides=strides))
+    features = random_features(head)
+    outputs = get_reader(head).read(head(features), features)
+    levels = outputs.prior_strides[:, 0].split(outputs.num_level_priors)
+    assert [level.unique().tolist() for level in levels] == [[unit] for unit in head.units]
 
 
 def test_an_error_in_the_loss_leaves_the_head_as_it_was(head):
