@@ -305,7 +305,7 @@ def test_levels_of_more_than_8_megabytes_are_large() -> None:
 
 def test_the_first_and_the_last_width_are_compared() -> None:
     head = nn.Module()
-    for widths, keeps in (((4, 8, 4), True), ((4, 4, 8), False)):
+    for widths, keeps in (((4, 8, 4), True), ((4, 4, 8), False), ((4,), False)):
         head.cls_convs = nn.ModuleList(ConvModule(*pair, 3) for pair in pairwise(widths))
         assert Tower(head, 'cls_convs').keeps_width == keeps
 
