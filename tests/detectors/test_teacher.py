@@ -194,6 +194,8 @@ def test_only_what_a_distiller_reads_is_computed(
     outputs = build(tiny_distilled(distillers=distillers)).teacher(images, shapes).outputs
     assert len(outputs.features) == features
     assert len(outputs.class_maps) == len(outputs.box_maps) == maps
+    assert outputs.num_images == len(images)
+    assert outputs.level_shapes[0] == (16, 20, 1)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
