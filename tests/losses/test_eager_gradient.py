@@ -218,3 +218,7 @@ def test_the_gradient_is_laid_out_as_the_input():
     assert not plain.is_contiguous()
     assert found.is_contiguous()
     torch.testing.assert_close(found, plain)
+    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    (found,) = torch.autograd.grad(eager_gradient(channels_last, x), x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, plain)
