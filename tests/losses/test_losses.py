@@ -352,6 +352,20 @@ class OfElements(DistillationLoss):
         return (student - teacher).abs()
 
 
+class OfRows(OfElements):
+    """Of a user: as it should be."""
+
+    def elementwise(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return super().elementwise(student, teacher).sum(-1)
+
+
+def test_a_loss_of_ones_own_is_the_mean_of_its_rows() -> None:
+    student, teacher = rows(4, 3), rows(4, 3)
+    expected = (student - teacher).abs().sum() / 4
+    torch.testing.assert_close(OfRows()(student, teacher), expected)
+    torch.testing.assert_close(OfRows(loss_weight=3)(student, teacher), 3 * expected)
+
+
 class OfAllRows(OfElements):
     """Of a user: it puts the rows together, too."""
 
