@@ -201,6 +201,11 @@ def test_fine_grained_region_of_every_pair(gts, valid, share):
     np.testing.assert_array_equal(ours, brute_force.fine_grained(PRIORS, gts, valid, share))
 
 
+def test_the_share_of_the_best_overlap_is_exceeded_not_reached() -> None:
+    priors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 4.5]])
+    assert fine_grained_region(priors, priors[:1], share=0.5).tolist() == [True, False, True]
+
+
 @settings(deadline=None, max_examples=40)
 @given(gts=boxes(), valid=padding())
 def test_inside_gt_region_of_every_pair(gts, valid):
