@@ -393,6 +393,15 @@ def test_what_the_overlap_region_is_told() -> None:
         seen.append(weights)
 
 
+def test_the_threshold_is_by_default_that_of_atss() -> None:
+    step = context(images=4, seed=5)
+    found, nine, eight = (
+        OverlapRegion(**told)(step).weights for told in (dict(), dict(topk=9), dict(topk=8))
+    )
+    assert torch.equal(found, nine)
+    assert not torch.equal(found, eight)
+
+
 def test_a_turned_box_whose_bounds_alone_are_touched_selects_nothing() -> None:
     box = torch.tensor([[20.0, 20, 60, 1, 0.785]])
     assert not fine_grained_region(torch.tensor([[38.0, 2, 3, 3, 0]]), box).any()
