@@ -273,6 +273,11 @@ def test_fused_blocks_equal_the_stock_ones(number: int) -> None:
         torch.testing.assert_close(fused(image(8)), block(image(8)), rtol=1e-4, atol=1e-5)
     assert 'ReLU' in called(block)
     assert 'ReLU' not in called(fused)
+    x = image(8)
+    with Operators() as counted:
+        fused(x)
+    # a block whose shortcut is what entered it must not overwrite that
+    assert counted.names.count('aten.clone.default') == (number in (0, 2))
 
 
 class Branches(nn.Module):
