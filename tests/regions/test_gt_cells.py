@@ -72,6 +72,13 @@ def test_cells_of_levels_whose_strides_differ_in_x_and_y(form: object) -> None:
     assert torch.equal(step.select(GTCellsRegion(finest_scale=100)).cell_masks[0][0], expected)
 
 
+@pytest.mark.parametrize('size', [(6, 3), (3, 6)], ids=['high', 'wide'])
+def test_a_box_as_large_as_the_map_covers_all_of_it(size: tuple[int, int]) -> None:
+    height, width = size
+    box = torch.tensor([[0.0, 0, 8 * width, 8 * height]])
+    assert covered_cells(box, size, (8, 8)).all()
+
+
 @pytest.mark.parametrize(
     ('side', 'level'),
     [
