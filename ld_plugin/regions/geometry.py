@@ -368,7 +368,6 @@ def select_top_boxes(
         (N, M) bool, and the survivors' indices (N, topk) from best to worst, -1 where there are
         fewer.
     """
-    scores = scores.clone()
     kept = torch.zeros_like(scores, dtype=torch.bool)
     order = []
     for _ in range(min(topk, boxes.shape[1])):
