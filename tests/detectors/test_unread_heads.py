@@ -18,7 +18,7 @@ from ld_plugin.dense.readers import FeatureReader
 from ld_plugin.distillers import FeatureDistiller
 from ld_plugin.losses import FeatureMSELoss
 from ld_plugin.regions import Region
-from tests.detectors.test_two_stage import flat, observed, save, seeded_losses
+from tests.detectors.test_two_stage import check_against_stock, observed, save, seeded_losses
 from tests.families import UNREAD, UNREAD_TWO_STAGE, tiny
 from tests.models import batch, build, losses, tiny_distilled
 
@@ -53,21 +53,7 @@ def refusal(model: ConfigDict) -> str:
 
 @every_family
 def test_stock_losses_and_their_gradients_are_bit_identical(family: str) -> None:
-    model, stock = twins(family), build(tiny(family))
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith('distillers.')}
-    stock.load_state_dict(own, strict=True)
-    expected, found = seeded_losses(stock, family), seeded_losses(model, family)
-    assert set(found) == {*expected, *(f'loss_{name}' for name in FEATURES)}
-    for name, values in expected.items():
-        for pair in zip(flat(values), flat(found[name]), strict=True):
-            assert torch.equal(*pair), name
-    for losses_of in (expected, found):
-        names = [name for name in expected if 'loss' in name]
-        sum(sum(flat(losses_of[name])) for name in names).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    for name, parameter in stock.named_parameters():
-        if parameter.grad is not None:
-            assert torch.equal(parameter.grad, gradients[name]), name
+    check_against_stock(twins(family), family, {f'loss_{name}' for name in FEATURES})
 
 
 @every_family
