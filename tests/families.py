@@ -60,6 +60,12 @@ UNREAD = {
 UNREAD_TWO_STAGE = {
     'ga_faster_rcnn': 'mmdet::guided_anchoring/ga-faster-rcnn_r50-caffe_fpn_1x_coco.py'
 }
+_SOFTMAX = dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False))
+#: heads that classify by a softmax: the family whose config they stand over, and the head
+WITH_SOFTMAX: dict[str, tuple[str, dict[str, Any]]] = {
+    'softmax_retinanet': ('retinanet', _SOFTMAX),
+    'softmax_faster_rcnn': ('faster_rcnn', _SOFTMAX),
+}
 #: of MMRotate, which need its scope to be built in; see :func:`scope`
 ROTATED = {
     'rotated_retinanet': 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py',
@@ -113,12 +119,14 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
 
     Args:
         family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE`, :data:`UNREAD`,
-            :data:`UNREAD_TWO_STAGE`, :data:`ALL_ROTATED` or :data:`ROTATED_TWO_STAGE`.
+            :data:`UNREAD_TWO_STAGE`, :data:`WITH_SOFTMAX`, :data:`ALL_ROTATED` or
+            :data:`ROTATED_TWO_STAGE`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
-    if family in OWN_HEADS or family in OWN_ROTATED:
-        family, own = (OWN_HEADS | OWN_ROTATED)[family]
+    changed = OWN_HEADS | OWN_ROTATED | WITH_SOFTMAX
+    if family in changed:
+        family, own = changed[family]
         head = own | head
     model = deepcopy(_stock_model(family))
     _BACKBONES.get(family, _narrow_resnet)(model)

@@ -67,8 +67,8 @@ class HeadSpec:
             None where nothing reads it.
         only_features: Whether nothing else can be compared, because one of the two detectors has a
             second stage and the other has none.
-        has_reader: Whether the head has a reader of its own; nothing else can be compared either
-            where it has none.
+        unread: Why nobody reads what the head predicts, for messages, such as ``'has no reader'``:
+            nothing else can be compared either. Empty where it is read.
         angle_version: How MMRotate writes a rotated box, ``'oc'``, ``'le90'`` or ``'le135'``; None
             for horizontal boxes.
         bin_ranges: First and last bin's value of every box parameter, of rotated distributions.
@@ -95,7 +95,7 @@ class HeadSpec:
     tower_channels: tuple[int, ...] = ()
     rois: RoISpec | None = None
     only_features: bool = False
-    has_reader: bool = True
+    unread: str = ''
     angle_version: str | None = None
     bin_ranges: tuple[tuple[float, float], ...] | None = None
     offset_coding: OffsetCoding | None = None
@@ -107,7 +107,7 @@ class HeadSpec:
     @property
     def offers(self) -> frozenset[str]:
         """What distillers can read."""
-        if self.only_features or not self.has_reader:
+        if self.only_features or self.unread:
             return frozenset({'features'})
         distributions = {'distributions'} if self.num_bins is not None else set()
         rois = {'rois'} if self.rois is not None else set()

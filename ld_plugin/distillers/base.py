@@ -9,7 +9,7 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ..dense import DistillationContext, HeadSpec
-from ..dense.readers import a_reader, heads_with_distributions
+from ..dense.readers import heads_with_distributions, read_instead
 from ..dense.rois import ROI_HEADS
 from ..errors import ConfigError
 from ..losses import DistillationLoss, DistributionKLLoss
@@ -370,12 +370,12 @@ def check_offers(key: str, owner: str, spec: HeadSpec, reads: frozenset[str]) ->
         ConfigError: It does not.
     """
     missing = reads - spec.offers
-    if missing and not spec.has_reader:
+    if missing and spec.unread:
         raise ConfigError(
-            f"{key}: the {owner}'s head {spec.name} has no reader, so this distiller or its region "
+            f"{key}: the {owner}'s head {spec.name} {spec.unread}, so this distiller or its region "
             f'finds no {_in_words(missing)}. Expected one of features alone (FeatureDistiller, '
             'DecoupledFeatureDistiller) whose region looks at ground truths or nothing '
-            f'(EverywhereRegion, InsideGTRegion, GTCellsRegion), or {a_reader(spec.name)}'
+            f'(EverywhereRegion, InsideGTRegion, GTCellsRegion), or {read_instead(spec)}'
         )
     if 'distributions' in reads and spec.num_bins is None and not spec.only_features:
         raise ConfigError(

@@ -25,11 +25,10 @@ from ld_plugin.dense import (
     get_reader,
 )
 from ld_plugin.dense.outputs import level_rows
-from ld_plugin.dense.readers import FeatureReader
-from ld_plugin.dense.readers.base import LEARNING_OTHERWISE, UNLIKE_THEIR_BASE
+from ld_plugin.dense.readers import AnchorReader, FeatureReader, register_reader
+from ld_plugin.dense.readers.base import _READERS, LEARNING_OTHERWISE, UNLIKE_THEIR_BASE
 from ld_plugin.dense.readers.points import RotatedPointReader, find_ground_truths
 from ld_plugin.dense.readers.tood import logits
-from ld_plugin.errors import ConfigError
 from ld_plugin.regions import ValuableLocalizationRegion
 from tests.dense.heads import (
     IMAGES,
@@ -561,11 +560,25 @@ def test_rtmdet_without_separate_batch_norms(with_objectness: bool) -> None:
     test_matched_ground_truth_is_the_box_target(head, features, 'rtmdet', (3, 0))
 
 
-def test_softmax_classes_are_refused() -> None:
+def test_classes_of_a_softmax_are_not_read_unless_the_reader_knows_them() -> None:
     loss = dict(type='CrossEntropyLoss', use_sigmoid=False)
     head = build_head('retinanet', loss_cls=loss)
-    with pytest.raises(ConfigError, match=r'bbox_head\.loss_cls\.use_sigmoid: found False'):
-        _ = get_reader(head).spec
+    reader = get_reader(head, 'teacher.bbox_head', teaches=True)
+    assert type(reader) is FeatureReader
+    assert reader.key == 'teacher.bbox_head'
+    assert reader.spec.offers == {'features'}
+
+    class Knowing(AnchorReader):
+        unread = ''
+
+    head.__class__ = type('MySoftmaxHead', (type(head),), {})
+    try:
+        register_reader('MySoftmaxHead')(Knowing)
+        reader = get_reader(head)
+        assert type(reader) is Knowing
+        assert {'class_logits', 'boxes'} <= reader.spec.offers
+    finally:
+        del _READERS['MySoftmaxHead']
 
 
 def assignment(head: BaseDenseHead, gts: list[InstanceData]) -> Assignment:

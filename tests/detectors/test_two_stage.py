@@ -510,12 +510,6 @@ def without_second_stage() -> ConfigDict:
     return model
 
 
-def softmax_proposals() -> ConfigDict:
-    model = tiny('faster_rcnn')
-    model.rpn_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
-    return model
-
-
 def dynamic() -> ConfigDict:
     model = tiny('faster_rcnn')
     model.roi_head.type = 'DynamicRoIHead'
@@ -613,14 +607,6 @@ def other_roi_head() -> ConfigDict:
                 "roi_head.type: found 'TridentRoIHead', whose detector has three branches, ",
             )
             for kind in ('TridentRoIHead', 'mmdet.TridentRoIHead', TridentRoIHead)
-        ),
-        (
-            lambda: distilled(softmax_proposals(), tiny('faster_rcnn')),
-            'rpn_head.loss_cls.use_sigmoid: found False in RPNHead, expected True',
-        ),
-        (
-            lambda: distilled(tiny('faster_rcnn'), softmax_proposals()),
-            'teacher.config: rpn_head.loss_cls.use_sigmoid: found False in RPNHead, expected True',
         ),
         (
             lambda: distilled(tiny('faster_rcnn'), tiny('gfl'), ROI),

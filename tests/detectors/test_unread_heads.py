@@ -1,4 +1,4 @@
-"""Heads without a reader: their features are distilled, and nothing else."""
+"""Heads whose predictions are not read: their features are distilled, and nothing else."""
 
 import math
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from ld_plugin.distillers import FeatureDistiller
 from ld_plugin.losses import FeatureMSELoss
 from ld_plugin.regions import Region
 from tests.detectors.test_two_stage import check_against_stock, observed, save, seeded_losses
-from tests.families import UNREAD, UNREAD_TWO_STAGE, tiny
+from tests.families import UNREAD, UNREAD_TWO_STAGE, WITH_SOFTMAX, tiny
 from tests.models import batch, build, losses, tiny_distilled
 
-FAMILIES = (*UNREAD, *UNREAD_TWO_STAGE)
+FAMILIES = (*UNREAD, *UNREAD_TWO_STAGE, *WITH_SOFTMAX)
 every_family = pytest.mark.parametrize('family', FAMILIES)
 #: every way to compare features that needs no priors
 FEATURES = {
@@ -77,9 +77,11 @@ def test_nothing_to_learn_from_a_twin(family: str, tmp_path: Path) -> None:
         assert abs(found[f'loss_{name}']) < 1e-5
 
 
-@pytest.mark.parametrize('family', ['fsaf', 'free_anchor', 'ga_faster_rcnn'])
+@pytest.mark.parametrize(
+    'family', ['fsaf', 'free_anchor', 'softmax_retinanet', 'ga_faster_rcnn', 'softmax_faster_rcnn']
+)
 def test_any_detector_teaches_features_and_learns_them(family: str) -> None:
-    stride_4 = family == 'ga_faster_rcnn'
+    stride_4 = family.endswith('faster_rcnn')
     other = tiny('faster_rcnn' if stride_4 else 'gfl', 5)
     for student, teacher in ((tiny(family), other), (other, tiny(family))):
         model = build(distilled(student, teacher))
@@ -111,6 +113,21 @@ def test_what_needs_a_reader_says_so(family: str, recipe: str, missing: str) -> 
     )
     assert f"@register_reader('{head.type}')" in found
     assert 'custom_imports' in found
+
+
+@pytest.mark.parametrize('family', WITH_SOFTMAX)
+@pytest.mark.parametrize('owner', ['student', 'teacher'])
+def test_classes_of_a_softmax_are_not_compared(family: str, owner: str) -> None:
+    sigmoid = tiny(family.removeprefix('softmax_'))
+    models = dict(student=sigmoid, teacher=sigmoid) | {owner: tiny(family)}
+    head = sigmoid.rpn_head if 'rpn_head' in sigmoid else sigmoid.bbox_head
+    found = refusal(distilled(**models, distillers=recipes.bckd))
+    assert found.startswith(
+        f"model.distillers.bckd_cls: the {owner}'s head {head.type} has a softmax over its classes "
+        'and a background (loss_cls.use_sigmoid=False), so this distiller or its region finds no '
+        'class logits. Expected one of features alone'
+    )
+    assert found.endswith('or a head whose classes have a score each (loss_cls.use_sigmoid=True).')
 
 
 def test_a_teacher_without_a_reader_is_named() -> None:

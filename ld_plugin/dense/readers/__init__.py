@@ -4,9 +4,9 @@ from .anchor import AnchorReader
 from .atss import ATSSReader
 from .base import (
     DenseReader,
-    a_reader,
     get_reader,
     heads_with_distributions,
+    read_instead,
     register_reader,
     registered_heads,
 )
@@ -53,9 +53,9 @@ __all__ = [
     'TOODReader',
     'VFNetReader',
     'YOLOXReader',
-    'a_reader',
     'get_reader',
     'heads_with_distributions',
+    'read_instead',
     'register_reader',
     'registered_heads',
 ]

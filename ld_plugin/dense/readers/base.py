@@ -62,6 +62,9 @@ WITH_SEPARATE_BRANCHES = frozenset(
 
 #: what every dense head of MMDetection's is derived from
 ANY_HEAD = 'BaseDenseHead'
+#: why a head's predictions are not read, as in :class:`HeadSpec`
+NO_READER = 'has no reader'
+SOFTMAX = 'has a softmax over its classes and a background (loss_cls.use_sigmoid=False)'
 
 _READERS: dict[str, type['DenseReader']] = {}
 
@@ -85,7 +88,8 @@ def get_reader(
     """The reader of the nearest class in ``head``'s inheritance that has one.
 
     Where none has, or one that comes before it predicts otherwise, or learns otherwise though it is
-    to be taught, it is the reader of any stock head, which knows its features alone.
+    to be taught, or where the classes share a softmax with background, it is the reader of any
+    stock head, which knows its features alone.
 
     Args:
         head: Of student or teacher.
@@ -103,6 +107,10 @@ def get_reader(
     if name in refused:
         name = ANY_HEAD
     reader = _READERS[name](head)
+    if name != ANY_HEAD and reader.unread:
+        unread = reader.unread
+        reader = _READERS[ANY_HEAD](head)
+        reader.unread = unread
     reader.key = key
     return reader
 
@@ -114,6 +122,13 @@ def a_reader(head_name: str) -> str:
         f"ld_plugin.dense.DenseReader, decorate it with @register_reader('{head_name}') and name "
         'its module in custom_imports.'
     )
+
+
+def read_instead(spec: HeadSpec) -> str:
+    """In place of a head whose predictions are not read, for messages."""
+    if spec.unread == SOFTMAX:
+        return 'a head whose classes have a score each (loss_cls.use_sigmoid=True).'
+    return a_reader(spec.name)
 
 
 def registered_heads() -> list[str]:
@@ -152,6 +167,16 @@ class DenseReader(ABC):
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
+
+    @property
+    def unread(self) -> str:
+        """Why the predictions of this very head are not read, as in :class:`HeadSpec`.
+
+        Override it in a reader whose maps have a logit for every class but none of background,
+        though the head has one.
+        """
+        classes = getattr(self.head, 'num_classes', None)
+        return SOFTMAX if getattr(self.head, 'cls_out_channels', classes) != classes else ''
 
     @property
     @abstractmethod
@@ -204,15 +229,8 @@ class DenseReader(ABC):
             num_bins: B, of a head that predicts distributions.
             extras: As in :class:`HeadSpec`.
 
-        Raises:
-            ConfigError: The head's classes are a softmax with a class of background.
         """
         head = self.head
-        if head.cls_out_channels != head.num_classes:
-            raise ConfigError(
-                f'{self.key}.loss_cls.use_sigmoid: found False in {type(head).__name__}, expected '
-                'True: each class has a score of its own, and there is none of background.'
-            )
         generator, rotated = head.prior_generator, self.box_dim == 5
         return HeadSpec(
             name=type(head).__name__,

@@ -11,7 +11,7 @@ from ...errors import ConfigError
 from ..context import Assignment
 from ..outputs import HeadSpec
 from ..recorder import HeadRecorder
-from .base import ANY_HEAD, DenseReader, a_reader, register_reader, valid_flags
+from .base import ANY_HEAD, NO_READER, DenseReader, a_reader, register_reader, valid_flags
 
 #: attributes of heads that know the strides of the levels
 _GENERATORS = 'prior_generator', 'square_anchor_generator'
@@ -27,6 +27,8 @@ class FeatureReader(DenseReader):
 
     recorded_methods: ClassVar[tuple[str, ...]] = ('loss', 'loss_and_predict')
     decode = None  # there are no boxes
+    #: as in :class:`HeadSpec`
+    unread: str = NO_READER
 
     @property
     def spec(self) -> HeadSpec:
@@ -47,7 +49,7 @@ class FeatureReader(DenseReader):
             num_bins=None,
             box_dim=4,
             feature_channels=width,
-            has_reader=False,
+            unread=self.unread,
         )
 
     def maps(self, outs: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
