@@ -30,7 +30,7 @@ class OnDemand(Sequence[Tensor]):
         return len(self._compute())
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, Python 3.12 could not compile its cached properties
 class Assignment:
     """The student's own label assignment, recorded while its stock loss ran.
 
@@ -80,7 +80,7 @@ class Assignment:
         return matched
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, Python 3.12 could not compile its cached properties
 class DistillationContext:
     """Both models' outputs on one batch, its ground truth, and the regions computed so far.
 

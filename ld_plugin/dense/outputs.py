@@ -114,7 +114,7 @@ class HeadSpec:
         return self.extras | {'class_logits', 'boxes', 'features', 'priors'} | distributions | rois
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, Python 3.12 could not compile its cached properties
 class DenseOutputs:
     """One model's raw predictions on one batch; nothing is copied until somebody selects positions.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 LevelShape = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, Python 3.12 could not compile its cached properties
 class Positions:
     """Priors (or cells, with A = 1) of a batch, ordered by level, image, row, column, anchor.
 

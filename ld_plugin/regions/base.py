@@ -16,7 +16,7 @@ from ..dense.positions import LevelShape, mean_counts
 from ..losses.eager_gradient import numbers_at_once
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, Python 3.12 could not compile its cached properties
 class Selection:
     """What a region selected in one batch.
 
