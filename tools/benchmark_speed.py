@@ -53,8 +53,9 @@ from recipe_names import RECIPES
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import conv_flop_count, flop_registry
+from torch.utils._pytree import tree_map
 
 from ld_plugin.dense.boxes import upright
 from ld_plugin.errors import ConfigError
@@ -416,18 +417,30 @@ class Multiplications(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         operator = func.overloadpacket
-        if operator in flop_registry:
-            flops = flop_registry[operator](*args, **(kwargs or {}), out_val=result)
+        if operator in _FLOPS:
+            flops = _flops(operator, args, kwargs, result)
         elif '_convolution_pointwise' in str(operator):
             # one that ends with an underscore adds to its first argument
             image, weight = args[str(operator).endswith('_') :][:2]
-            flops = conv_flop_count(image.shape, weight.shape, result.shape)
+            flops = flop_counter.conv_flop_count(image.shape, weight.shape, result.shape)
         else:
             flops = 0
         self.number += flops // 2  # an addition goes with each
         return result
+
+
+#: by operator, what counts its operations; under its first name until PyTorch 2.1
+_FLOPS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
+
+
+def _flops(operator: Any, args: tuple, kwargs: dict, result: Any) -> int:
+    if hasattr(flop_counter, 'flop_registry'):
+        return _FLOPS[operator](*args, **kwargs, out_val=result)
+    args, kwargs, shape = tree_map(flop_counter.get_shape, (args, kwargs, result))
+    return _FLOPS[operator](*args, **kwargs, out_shape=shape)
 
 
 def multiplications_in(run: Callable[[], Any]) -> int:
