@@ -26,10 +26,10 @@ from ld_plugin.annotation_check.dota import check_dota, check_dota_images
 from ld_plugin.annotation_check.xml_files import check_hrsc, check_voc
 from ld_plugin.errors import ConfigError
 from ld_plugin.packages import is_installed
+from tests import needs
 
 CLASSES = ('plane', 'small-vehicle')
 GOOD = '10 10 30 10 30 20 10 20 plane 0'
-needs_mmrotate = pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
 
 
 def image(path: Path) -> Path:
@@ -783,7 +783,7 @@ def test_data_set_without_a_file(tmp_path: Path, kind: str) -> None:
     assert messages(report)[0].startswith(message)
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize(
     ('kind', 'prefix', 'key'),
     [
@@ -850,7 +850,7 @@ def test_unknown_data_set() -> None:
         checked(dict(type='Coco'))
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_voc_dota_and_hrsc_data_sets(tmp_path: Path) -> None:
     voc(tmp_path, '>plane<', '>zebra<')
     names = str(text(tmp_path / 'names.txt', 'a'))
@@ -1057,7 +1057,7 @@ def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # --- what the stock data sets do ------------------------------------------------------------------
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize(
     ('line', 'error'),
     [
@@ -1140,7 +1140,7 @@ def test_sizes_that_nobody_filled_in(tmp_path: Path, check: Callable) -> None:
 
 @pytest.mark.parametrize(
     ('kind', 'smallest'),
-    [('VOCDataset', 18), pytest.param('mmrotate.HRSCDataset', 4, marks=needs_mmrotate)],
+    [('VOCDataset', 18), pytest.param('mmrotate.HRSCDataset', 4, marks=needs.mmrotate)],
 )
 def test_boxes_that_are_ignored_for_their_size(tmp_path: Path, kind: str, smallest: int) -> None:
     fits = sized(tmp_path, kind, bbox_min_size=smallest)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld_plugin.dense import Assignment, DenseOutputs, DistillationContext
@@ -23,6 +22,7 @@ from ld_plugin.distillers import FeatureDistiller, build_distillers
 from ld_plugin.losses import channel_statistics
 from ld_plugin.regions import Region
 from ld_plugin.registry import DISTILLERS, LOSSES, REGIONS
+from tests import needs
 from tests.contexts import context
 
 FOUND = 7
@@ -57,7 +57,7 @@ def gradients(output: Tensor, inputs: list[Tensor], **options: bool) -> list[Ten
 @pytest.fixture(autouse=True)
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.autograd, 'grad', gradients)
-    with FakeTensorMode(), SevenNonzero():
+    with needs.fake_gpu(), SevenNonzero():
         yield
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from tests import needs
+
 TOOL = Path(__file__).parents[1] / 'tools' / 'make_digits.py'
 COUNTS = {'train': 8, 'val': 3, 'test': 4}
 SIZE = (160, 120)
@@ -277,6 +279,7 @@ def test_voc_tells_which_digits_are_cut_off(options: object, tmp_path: Path) -> 
     assert [obj.find('truncated').text for obj in objects] == ['0', '1']
 
 
+@needs.mmrotate
 def test_stock_data_sets_read_them(data: Path) -> None:
     import mmdet.datasets  # noqa: F401  registers
     import mmrotate.datasets  # noqa: F401  (registers its types)
@@ -303,6 +306,7 @@ def test_stock_data_sets_read_them(data: Path) -> None:
                     assert instance['bbox'] == expected and not instance['ignore_flag']
 
 
+@needs.mmrotate
 def test_stock_rotated_pipeline_finds_the_angles(data: Path) -> None:
     import mmrotate.datasets  # noqa: F401  (registers its types)
     from mmdet.registry import DATASETS

@@ -11,10 +11,10 @@ from mmdet.structures.bbox import BaseBoxes
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin.dense import DistillationContext, HeadRecorder, get_reader
 from ld_plugin.registry import REGIONS
+from tests import needs
 from tests.dense.heads import build_head, metas, objects, random_features, record_loss
 from tests.dense.test_readers import FAMILIES
 from tests.test_device_placement import FOUND, SevenNonzero, on_cuda
@@ -52,7 +52,7 @@ def test_reader(family: str) -> None:
     MessageHub.get_current_instance().update_info('epoch', 0)
     on_cpu = build_head(family)
     record = record_loss(on_cpu, random_features(on_cpu), objects(on_cpu, 2, 1))
-    with FakeTensorMode(), SevenNonzero():
+    with needs.fake_gpu(), SevenNonzero():
         head = cuda_head(family)
         reader = get_reader(head)
         there = HeadRecorder(head, ())
@@ -86,7 +86,7 @@ def test_reader_of_features_alone() -> None:
     on_cpu = build_head('foveabox')
     features = random_features(on_cpu)
     samples = [DetDataSample(metainfo=meta) for meta in metas()]
-    with FakeTensorMode():
+    with needs.fake_gpu():
         with torch.device('cuda'):
             head = build_head('foveabox')
         record = HeadRecorder(head, ())

@@ -30,6 +30,7 @@ from ld_plugin.dense.readers.base import _READERS, LEARNING_OTHERWISE, UNLIKE_TH
 from ld_plugin.dense.readers.points import RotatedPointReader, find_ground_truths
 from ld_plugin.dense.readers.tood import logits
 from ld_plugin.regions import ValuableLocalizationRegion
+from tests import needs
 from tests.dense.heads import (
     IMAGES,
     all_boxes,
@@ -617,6 +618,7 @@ def test_heads_that_only_learn_otherwise_can_teach(name: str) -> None:
     assert type(get_reader(head, teaches=True)) is type(of_base)
 
 
+@needs.mmrotate  # some are its own
 @pytest.mark.parametrize('name', sorted(UNLIKE_THEIR_BASE | LEARNING_OTHERWISE))
 def test_refused_heads_exist(name: str) -> None:
     assert MODELS.get(name) or MODELS.get(f'mmrotate.{name}')

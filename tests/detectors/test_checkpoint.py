@@ -30,10 +30,12 @@ from ld_plugin.detectors.checkpoint import (
     weights_of,
 )
 from ld_plugin.detectors.model_config import published_checkpoint
+from tests import needs
 from tests.families import tiny
 from tests.models import TinyDataset, build, tiny_gfl, tiny_runner
 
 CLASSES = ('circle', 'square', 'star')
+said_to_be_safe = needs.pytorch('2.5', 'torch.load cannot be told what is safe')
 
 
 class Surprise:
@@ -235,6 +237,7 @@ def test_classes_of_the_config_win(checkpoint: Path) -> None:
     assert FrozenTeacher.from_config(cfg).classes == ('a', 'b', 'c')
 
 
+@said_to_be_safe
 def test_checkpoint_of_a_runner_is_read_without_a_warning(tmp_path: Path) -> None:
     tiny_runner(build(tiny_gfl()), tmp_path, epochs=1).train()
     with warnings.catch_warnings():
@@ -246,6 +249,7 @@ def test_checkpoint_of_a_runner_is_read_without_a_warning(tmp_path: Path) -> Non
     assert class_names(loaded) == TinyDataset.METAINFO['classes']
 
 
+@said_to_be_safe
 def test_arrays_and_scalars_of_either_numpy_are_read_without_a_warning(tmp_path: Path) -> None:
     values = [np.float64(0.5), np.float32(2), np.int64(3), np.arange(4), np.ones(2, dtype=bool)]
     path = tmp_path / 'new.pth'

@@ -153,7 +153,7 @@ def averaged_gradients(data: dict) -> dict[str, list[Tensor]]:
     for values in found.values():
         for value in values:
             dist.all_reduce(value)
-            value /= 2
+            value.detach().div_(2)
     parallel = DistributedDataParallel(DistillationLosses(student))
     sum(parallel(data).values()).backward()
     found['sum'] = [p.grad for p in student.parameters() if p.requires_grad]

@@ -13,7 +13,10 @@ from torch import nn
 
 from ld_plugin.detectors import packed_convolution
 from ld_plugin.detectors.packed_convolution import PackedConv2d, fuse_activations
+from tests import needs
 from tests.operators import Operators
+
+pytestmark = needs.packed_kernels
 
 GEOMETRIES = [
     dict(in_channels=3, out_channels=8, kernel_size=7, stride=2, padding=3, bias=False),

@@ -15,12 +15,12 @@ from mmengine import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ld_plugin import NonFiniteTeacherError
 from ld_plugin.dense import DenseOutputs, Positions
 from ld_plugin.detectors import FrozenTeacher
 from ld_plugin.recipes import bckd, defeat, imitation_everywhere, imitation_gi, ld_kd, ld_main
+from tests import needs
 from tests.families import tiny
 from tests.models import GFL, batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
@@ -88,7 +88,12 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
 
 @pytest.mark.parametrize('model', [tiny_gfl, caffe_style, deformable, swin])
 @pytest.mark.parametrize(
-    ('precision', 'tolerance'), [('fp32', 1e-4), ('bf16', 5e-2), ('fp16', 1e-2)]
+    ('precision', 'tolerance'),
+    [
+        ('fp32', 1e-4),
+        ('bf16', 5e-2),
+        pytest.param('fp16', 1e-2, marks=needs.half_on_processors),
+    ],
 )
 def test_folded_channels_last_teacher_equals_the_stock_detector(
     model: Any, precision: str, tolerance: float
@@ -263,7 +268,7 @@ def everywhere(said: DenseOutputs) -> Positions:
 def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
     model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
     assert model.teacher.device.type == 'cpu'
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with needs.fake_gpu(allow_non_fake_inputs=True):
         model.cuda()
         assert model.teacher.device.type == 'cuda'
         anchors = model.teacher._reader.head.prior_generator.base_anchors
@@ -275,6 +280,7 @@ def test_teacher_moves_to_a_fake_gpu_and_runs_there() -> None:
         assert outputs.priors.device.type == 'cuda'
 
 
+@needs.packed_kernels
 def test_packed_weights_become_plain_before_they_move() -> None:
     teacher = FrozenTeacher(build(tiny_gfl()))
     teacher(torch.zeros(2, 3, 64, 64), [(64, 64)] * 2)
@@ -287,7 +293,7 @@ def test_packed_weights_become_plain_before_they_move() -> None:
 def test_teacher_follows_the_images() -> None:
     """Copies of the student share it, and mmengine's EMA hook may keep one on another device."""
     model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with needs.fake_gpu(allow_non_fake_inputs=True):
         images = torch.zeros(2, 3, 64, 64, device='cuda')
         outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
         maps = [*outputs.class_maps, *outputs.box_maps, *outputs.features, outputs.priors]
@@ -329,12 +335,13 @@ def test_pickled_student_that_imitates_by_predictions(on: str) -> None:
 
 def test_images_of_a_converted_student_on_a_gpu() -> None:
     model = build(tiny_distilled(distillers=ld_kd | imitation_everywhere))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with needs.fake_gpu(allow_non_fake_inputs=True):
         images = torch.zeros(2, 3, 64, 64, device='cuda', dtype=torch.bfloat16)
         outputs = model.teacher(images, [(64, 64), (48, 64)]).outputs
         assert {level.dtype for level in outputs.class_maps} == {torch.float32}
 
 
+@needs.half_on_processors
 def test_sums_of_half_precision_do_not_overflow() -> None:
     model = build(tiny_gfl())
     nn.init.constant_(model.bbox_head.gfl_cls.bias, 2000.0)

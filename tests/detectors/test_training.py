@@ -26,6 +26,7 @@ from ld_plugin.distillers.schedules import (
 from ld_plugin.errors import ConfigError
 from ld_plugin.recipes import crosskd, defeat, fitnet, imitation_inside_gt, ld_full, ld_main, rm_pfi
 from ld_plugin.runner import DistillationRunner, EvaluationRunner
+from tests import needs
 from tests.families import tiny
 from tests.models import (
     TinyDataset,
@@ -75,6 +76,7 @@ def fake_progress() -> None:
     hub.update_info('max_iters', 4)
 
 
+@needs.pytorch('2.4', 'no question for the autocast of a processor')
 def test_distillation_losses_are_computed_in_float32_under_autocast() -> None:
     fake_progress()
     model = distilled()
@@ -102,7 +104,10 @@ def wide_retinanet() -> ConfigDict:
     return model
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    'dtype',
+    [torch.bfloat16, pytest.param(torch.float16, marks=needs.half_on_processors), torch.float64],
+)
 @pytest.mark.parametrize(
     'distillers',
     [fitnet, rm_pfi, defeat, dict(crosskd=crosskd['crosskd'] | dict(layer=1))],
@@ -519,6 +524,7 @@ def test_shapes_of_a_copy_leave_the_teacher_alone() -> None:
     torch.testing.assert_close(losses(model, batch())['loss_ld'], expected)
 
 
+@needs.pytorch('2.4', "mmengine's data preprocessor cannot be compiled")
 @pytest.mark.parametrize('is_large', [False, True])
 def test_compiled_steps_learn_the_same(monkeypatch: pytest.MonkeyPatch, is_large: bool) -> None:
     """As mmengine's ``compile`` makes them; CrossKD's gradient is computed within the step."""

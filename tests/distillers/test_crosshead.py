@@ -23,7 +23,7 @@ from ld_plugin.distillers.crosshead import with_statistics_of
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import channel_statistics
 from ld_plugin.recipes import crosskd
-from tests import brute_force, contexts
+from tests import brute_force, contexts, needs
 from tests.contexts import context, rows
 from tests.families import SINGLE_STAGE, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
@@ -299,7 +299,9 @@ def test_small_batches(shapes: list, objects: list) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'fp16'])
+@pytest.mark.parametrize(
+    'precision', ['fp32', 'bf16', pytest.param('fp16', marks=needs.half_on_processors)]
+)
 @pytest.mark.parametrize('autocast', [False, True])
 def test_precisions(precision: str, autocast: bool) -> None:
     stock = tiny_gfl(stacked_convs=2)
@@ -324,6 +326,7 @@ def test_student_in_float64_before_plain_convolutions(monkeypatch: pytest.Monkey
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
+@needs.half_on_processors
 def test_small_gradients_come_through_a_teacher_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a large batch are divided by so many positives that a float16 would make them 0."""
     count = torch.tensor(2.0**18)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ld_plugin import ConfigError
 from ld_plugin.heads.gflv2 import GFLV2Head, distribution_statistics, joint_logits
 from ld_plugin.recipes import ld_full
+from tests import needs
 from tests.dense.heads import build_head, metas, objects, random_features
 from tests.families import tiny
 from tests.models import batch, build, losses, tiny_distilled
@@ -130,7 +131,10 @@ def test_autocast_changes_little() -> None:
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    'dtype',
+    [pytest.param(torch.float16, marks=needs.half_on_processors), torch.bfloat16, torch.float64],
+)
 def test_head_that_is_converted_predicts_the_same(dtype: torch.dtype) -> None:
     head = build_head('gflv2')
     features = random_features(head)
