@@ -43,6 +43,7 @@ from ld_plugin.detectors.model_config import (
 )
 from ld_plugin.errors import ConfigError
 from ld_plugin.packages import is_installed
+from tests import needs
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
@@ -53,7 +54,6 @@ PAPERS = ['bckd', 'crosskd', 'defeat', 'ld', 'pkd', 'rm_pfi']  # folders of publ
 if is_installed('mmrotate'):
     PAPERS.append('rotated_ld')
 HEADS = ['bbox_head', 'rpn_head', 'roi_head']
-needs_mmrotate = pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
 
 
 def _configs(folder: str = '*') -> list[str]:
@@ -394,7 +394,7 @@ def test_validates(
     assert all(0 <= found[metric] <= 1 for metric in metrics)
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.usefixtures('quick_dota_metric')
 @pytest.mark.parametrize('data', ['gwd_1x_dota-train', 'gwd_rr-6x_hrsc'])
 def test_dota_metric_gives_every_threshold_and_their_mean(data: str) -> None:
@@ -421,7 +421,7 @@ def test_dota_metric_gives_every_threshold_and_their_mean(data: str) -> None:
     assert result['dota/mAP'] == pytest.approx((7 + 3 * half) / 10)
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.usefixtures('without_reports')
 @pytest.mark.filterwarnings('ignore:.*the teacher has random weights')
 @pytest.mark.parametrize('data', ['dota', 'dotav15'])
@@ -479,7 +479,7 @@ def test_stock_program_trains_the_config_of_the_readme(
     _assert_distilled(_train(program, cfg, tmp_path), cfg)
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_training_program_trains_a_rotated_detector(data_folder: Callable, tmp_path: Path) -> None:
     name = 'rotated_ld/rotated-ld_r18-dist-rotated-retinanet-r34_fpn_gwd_1x_dota-train.py'
     cfg = _shrink(_load(name), data_folder, tmp_path / 'out')
@@ -766,7 +766,7 @@ def test_published_schedule(name: str) -> None:
 # --- settings that are those of stock configs -----------------------------------------------------
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize('name', [n for n in ALL if n.startswith('rotated_ld/') and 'dist-' in n])
 def test_rotated_boxes_are_learnt_as_in_stock_configs(name: str) -> None:
     loss = re.search('gwd|kld-stable|kld', name)[0]
@@ -813,7 +813,7 @@ PARTS = {
 }
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize('name', _configs('rotated_ld'))
 def test_parts_of_rotated_data(name: str) -> None:
     data = Path(name).stem.split('_')[-1]

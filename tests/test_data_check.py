@@ -22,8 +22,8 @@ from ld_plugin.data_check import (
     training_classes,
 )
 from ld_plugin.launch import add_common_arguments, build_runner, load_config
-from ld_plugin.packages import is_installed
 from ld_plugin.runner import DistillationRunner, EvaluationRunner
+from tests import needs
 
 
 @pytest.fixture
@@ -429,7 +429,7 @@ def test_classes_of_a_type_that_is_not_registered() -> None:
     assert training_classes(config(dict(type=SkyDataset))) == ('sun', 'moon')
 
 
-@pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
+@needs.mmrotate
 def test_a_data_set_may_name_its_scope() -> None:
     ships = dataset('nowhere', type='DOTADataset', _scope_='mmrotate')
     unnamed = dataset('nowhere', type='DOTADataset')

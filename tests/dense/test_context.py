@@ -1,14 +1,29 @@
 """What a training step says of its batch and its outputs, whatever heads made them."""
 
-from dataclasses import replace
+import inspect
+import sys
+from dataclasses import is_dataclass, replace
+from functools import cached_property
 
 import pytest
 import torch
 from torch import Tensor
 
+from ld_plugin.dense import DenseOutputs
 from ld_plugin.dense.context import OnDemand
 from tests.contexts import context, outputs
 from tests.dense.heads import all_boxes, everything
+
+
+def test_what_caches_properties_is_not_frozen() -> None:
+    """PyTorch's compiler cannot set one of a frozen dataclass in Python 3.12."""
+    modules = [x for name, x in sys.modules.items() if name.startswith('ld_plugin.')]
+    classes = {cls for x in modules for _, cls in inspect.getmembers(x, is_dataclass)}
+    caching = {
+        cls for cls in classes if any(isinstance(x, cached_property) for x in vars(cls).values())
+    }
+    assert DenseOutputs in caching
+    assert [cls for cls in caching if cls.__dataclass_params__.frozen] == []
 
 
 def test_images_and_positives_are_means_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:

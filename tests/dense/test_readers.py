@@ -202,7 +202,7 @@ def test_boxes_and_scores_are_those_of_stock_prediction(
     check_stock_prediction(head, features)
 
 
-@pytest.mark.skipif(not ALL_ROTATED, reason='needs MMRotate')
+@needs.mmrotate
 @pytest.mark.parametrize('name', ['rotated_retinanet_csl', 'rotated_retinanet_psc'])
 def test_angles_that_are_no_offsets_from_the_anchors(name: str) -> None:
     head = build_head(name, use_encoded_angle=False)

@@ -26,7 +26,8 @@ from ld_plugin.errors import NonFiniteTeacherError
 from ld_plugin.launch import build_runner
 from ld_plugin.losses import DistributionKLLoss
 from ld_plugin.recipes import imitation_everywhere, ld_full, ld_kd, ld_main, pkd
-from tests.families import ROTATED, tiny
+from tests import needs
+from tests.families import tiny
 from tests.models import GFL, batch, build, losses, tiny_distilled, tiny_gfl, tiny_runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -601,7 +602,7 @@ def test_teacher_model_that_cannot_be_built_is_told_from_the_students(
     )
 
 
-@pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
+@needs.mmrotate
 def test_rotated_teacher_without_its_scope() -> None:
     head = dict(type='RotatedRetinaHead', num_classes=3, in_channels=32)
     teacher = dict(config=dict(model=tiny_gfl() | dict(bbox_head=head)), checkpoint=None)
@@ -1011,7 +1012,7 @@ def test_data_set_without_a_type() -> None:
     )
 
 
-@pytest.mark.skipif(not ROTATED, reason='needs mmrotate')
+@needs.mmrotate
 @pytest.mark.parametrize(('classwise', 'number'), [(False, 1), (True, 31), (None, 1)])
 def test_hrsc_names_one_class_unless_it_is_asked_for_all(
     classwise: bool | None, number: int

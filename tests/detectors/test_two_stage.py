@@ -27,7 +27,7 @@ from ld_plugin.distillers import (
 from ld_plugin.errors import ConfigError, NonFiniteTeacherError
 from ld_plugin.losses import DecoupledLoss, DistributionKLLoss
 from ld_plugin.recipes import bckd, defeat_two_stage, imitation_gi, ld_full, pkd
-from tests import brute_force
+from tests import brute_force, needs
 from tests.families import ROTATED_TWO_STAGE, TWO_STAGE, fit_boxes, scope, tiny
 from tests.models import batch, build, distillation_loss, losses, tiny_distilled, tiny_gfl
 
@@ -37,7 +37,6 @@ FAMILIES = (*TWO_STAGE, *ROTATED_TWO_STAGE)
 every_family = pytest.mark.parametrize('family', FAMILIES)
 #: factors of the stages' losses
 CASCADES = dict(cascade_rcnn=[1, 0.5, 0.25], roi_trans=[1, 1])
-needs_mmrotate = pytest.mark.skipif(not ROTATED_TWO_STAGE, reason='needs mmrotate')
 
 
 def distilled(
@@ -671,21 +670,21 @@ def rotated_pair(student: str, teacher: str | ConfigDict, distillers: Mapping) -
         return build(distilled(tiny(student), teacher, distillers))
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize('teacher', ['rotated_retinanet', 'faster_rcnn', 'gfl', 'roi_trans'])
 def test_features_of_any_detector_teach_a_rotated_one(teacher: str) -> None:
     model = rotated_pair('oriented_rcnn', teacher, pkd)
     assert 0 < losses(model, data_of('oriented_rcnn'))['loss_pkd'] < 100
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_horizontal_proposals_are_those_of_a_horizontal_teacher() -> None:
     """Rotated Faster R-CNN turns boxes after it has pooled them."""
     model = rotated_pair('rotated_faster_rcnn', 'faster_rcnn', ROI)
     assert losses(model, data_of('rotated_faster_rcnn'))['loss_roi'] > 0
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_angles_that_no_proposal_has_may_be_written_otherwise() -> None:
     other = tiny('rotated_faster_rcnn')
     other.roi_head.bbox_head.bbox_coder.angle_version = 'oc'
@@ -693,7 +692,7 @@ def test_angles_that_no_proposal_has_may_be_written_otherwise() -> None:
     assert distillation_loss(model, data_of('rotated_faster_rcnn')).isfinite()
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_quadrilaterals_teach_as_the_rotated_boxes_around_them() -> None:
     data = data_of('gliding_vertex')
     found = observed(twins('gliding_vertex', ROI), data).gt_bboxes
@@ -710,7 +709,7 @@ def other_angles(family: str) -> ConfigDict:
     return model
 
 
-@needs_mmrotate
+@needs.mmrotate
 @pytest.mark.parametrize(
     ('student', 'teacher', 'distillers', 'message'),
     [
@@ -765,7 +764,7 @@ def test_bad_rotated_configs(student: str, teacher: Any, distillers: Mapping, me
         rotated_pair(student, teacher(), distillers)
 
 
-@needs_mmrotate
+@needs.mmrotate
 def test_regions_look_at_boxes_that_pass_no_gradient() -> None:
     model = rotated_pair('oriented_rcnn', 'oriented_rcnn', imitation_gi)
     model.rpn_head.rpn_cls.weight.data.normal_()  # so that both models differ somewhere

@@ -38,8 +38,9 @@ from ld_plugin.recipes import (
     rm_pfi,
     rotated_ld_kld,
 )
+from tests import needs
 from tests.contexts import context
-from tests.families import ROTATED, scope, tiny
+from tests.families import scope, tiny
 from tests.models import batch, build, losses, tiny_distilled, tiny_gfl
 
 NAMES = ('circle', 'square', 'star')
@@ -520,7 +521,7 @@ def test_distances_from_the_centres_of_other_anchors_are_compared() -> None:
     assert losses(model, batch(SHAPES))['loss_ld'] > 0
 
 
-@pytest.mark.skipif(not ROTATED, reason='needs MMRotate')
+@needs.mmrotate
 def test_offsets_from_other_anchors_are_refused() -> None:
     name = 'distribution_rotated_retinanet'
     with scope(name):

@@ -15,9 +15,8 @@ from ld_plugin.distillers import build_distillers
 from ld_plugin.distillers.box import OF_HORIZONTAL_BOXES, weighted_box_loss
 from ld_plugin.errors import ConfigError
 from ld_plugin.losses import BoxLoss
-from ld_plugin.packages import is_installed
 from ld_plugin.regions.geometry import general_instance_scores
-from tests import brute_force
+from tests import brute_force, needs
 from tests.contexts import context, make, rows
 
 
@@ -217,7 +216,7 @@ def test_boxes_whose_area_overflows(loss: str, weight: float) -> None:
     assert weight or value.item() == alone.item()
 
 
-@pytest.mark.skipif(not is_installed('mmrotate'), reason='needs MMRotate')
+@needs.mmrotate
 @pytest.mark.parametrize('loss', ['GDLoss', 'GDLoss_v1'])
 @pytest.mark.parametrize('kind', ['kld', 'gwd'])
 def test_rotated_boxes_that_stock_losses_cannot_compare(loss: str, kind: str) -> None:
