@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ld_plugin.packages import is_installed
+from ld_plugin.packages import how_to_install_mmrotate, is_installed
 
 
 def test_a_folder_of_the_name_is_no_package(
@@ -18,6 +18,23 @@ def test_a_folder_of_the_name_is_no_package(
     monkeypatch.syspath_prepend(tmp_path)
     names = 'a_clone', 'a_package', 'mmdet', 'there_is_none'
     assert [is_installed(name) for name in names] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ('family', 'expected'),
+    [
+        ('onedl_mmdetection', "pip install '.[rotated]'"),
+        ('mmdet', "see the README's Versions: [rotated] is of the maintained family of packages"),
+    ],
+)
+def test_the_extra_is_recommended_to_its_own_family(
+    family: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / f'{family}-3.3.0.dist-info' / 'METADATA'
+    metadata.parent.mkdir()
+    metadata.write_text(f'Metadata-Version: 2.1\nName: {family}\nVersion: 3.3.0\n')
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    assert how_to_install_mmrotate('.') == expected
 
 
 def test_the_core_imports_where_mmengine_cannot_tell() -> None:

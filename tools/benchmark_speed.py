@@ -59,7 +59,7 @@ from torch.utils._pytree import tree_map
 
 from ld_plugin.dense.boxes import upright
 from ld_plugin.errors import ConfigError
-from ld_plugin.packages import is_installed
+from ld_plugin.packages import how_to_install_mmrotate, is_installed
 from ld_plugin.regions.geometry import valuable_localization_region
 
 
@@ -638,7 +638,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(args)
     which = DETECTORS[options.detector]
     if not is_installed(which.scope):
-        parser.error(f"--detector {options.detector} needs MMRotate: pip install '.[rotated]'")
+        how = how_to_install_mmrotate('.')
+        parser.error(f'--detector {options.detector} needs MMRotate: {how}')
     for role, default in (('teacher', which.default_teacher), ('student', which.default_student)):
         size = getattr(options, role) or default
         if size not in which.sizes:

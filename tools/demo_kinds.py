@@ -65,7 +65,7 @@ class Kind:
             the others in a table of their own.
         needs: What it takes to use the distilled checkpoint.
         evaluating: Gives a context for tests.
-        package: What must be installed beside the frameworks, and how; None if nothing.
+        is_rotated: Whether MMRotate must be installed.
     """
 
     teacher: Stage
@@ -76,15 +76,16 @@ class Kind:
     metrics: Mapping[str, str]
     needs: str
     evaluating: Callable[[], AbstractContextManager] = contextlib.nullcontext
-    package: tuple[str, str] | None = None
+    is_rotated: bool = False
 
     @property
     def missing(self) -> str | None:
         """What to install first; None if nothing."""
-        if self.package is None or importlib.util.find_spec(self.package[0]):
+        if not self.is_rotated or importlib.util.find_spec('mmrotate'):
             return None
-        name, command = self.package
-        return f'there is no {name} here, which this needs: {command}'
+        from ld_plugin.packages import how_to_install_mmrotate  # loads frameworks
+
+        return f'there is no mmrotate here, which this needs: {how_to_install_mmrotate(".")}'
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -149,5 +150,5 @@ ROTATED = Kind(
     ),
     needs='neither teacher nor distillers are needed to use it, only the head with distributions',
     evaluating=dota_metric_in_threads,
-    package=('mmrotate', "pip install '.[rotated]'"),
+    is_rotated=True,
 )

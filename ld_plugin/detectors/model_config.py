@@ -11,14 +11,14 @@ from mmengine.utils import import_modules_from_strings
 from yaml import YAMLError
 
 from ..errors import ConfigError
-from ..packages import is_installed
+from ..packages import how_to_install_mmrotate, is_installed
 
 _KEY = 'model.teacher.config'
 #: of what a config or the modules that it imports compute; a KeyError of two bases alike, too
 OF_CODE = (NameError, KeyError, TypeError, AttributeError)
 OWN_PACKAGE = 'ld_plugin'
-#: what to install for a package that this one can do without
-EXTRAS = {'mmrotate': "pip install 'mmdet-ld-plugin[rotated]'"}
+#: the package that this one can do without
+_OPTIONAL = 'mmrotate'
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Config:
@@ -69,12 +69,11 @@ def read_file(path: str | Path) -> Config:
     try:
         config = Config.fromfile(path)
     except ImportError as error:
-        for package, how in EXTRAS.items():
-            if str(error).startswith(f'{package} is not installed'):
-                raise ConfigError(
-                    f'_base_ of {path}: found a config of {package}, which is not installed. '
-                    f'Install it ({how}).'
-                ) from error
+        if str(error).startswith(f'{_OPTIONAL} is not installed'):
+            raise ConfigError(
+                f'_base_ of {path}: found a config of {_OPTIONAL}, which is not installed. '
+                f'Install it ({how_to_install_mmrotate()}).'
+            ) from error
         raise _missing_import(path, error) from error
     except ConfigParsingError as error:
         raise ConfigError(
@@ -94,9 +93,10 @@ def read_file(path: str | Path) -> Config:
 def _check_scope(config: Config, where: str) -> None:
     """Stop where a config without ``_base_``, such as a dumped one, is of a missing package."""
     scope = config.get('default_scope')
-    if scope in EXTRAS and not is_installed(scope):
+    if scope == _OPTIONAL and not is_installed(scope):
         raise ConfigError(
-            f'{where}: found {scope!r}, which is not installed. Install it ({EXTRAS[scope]}).'
+            f'{where}: found {scope!r}, which is not installed. '
+            f'Install it ({how_to_install_mmrotate()}).'
         )
 
 
@@ -183,7 +183,7 @@ def _check_installed(name: str) -> None:
     """Stop where the package of ``'package::...'`` is missing: mmengine would pip-install it."""
     package = name.split('::', 1)[0]
     if not package.isidentifier() or not is_installed(package):
-        how = f' ({EXTRAS[package]})' if package in EXTRAS else ''
+        how = f' ({how_to_install_mmrotate()})' if package == _OPTIONAL else ''
         raise ConfigError(
             f'{_KEY}: found {name!r}, but no package {package!r} is installed. Install it{how}, '
             "correct the name (the part before '::'), or give a path."

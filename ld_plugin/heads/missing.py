@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from mmdet.registry import MODELS
 
 from ..errors import ConfigError
+from ..packages import how_to_install_mmrotate
 
 
 def needs_mmrotate(name: str) -> Callable[..., NoReturn]:
@@ -14,7 +15,7 @@ def needs_mmrotate(name: str) -> Callable[..., NoReturn]:
     def build(**kwargs: Any) -> NoReturn:
         raise ConfigError(
             f'model.bbox_head.type: found {name}, which needs MMRotate, and that is not installed. '
-            "Install it (pip install 'mmdet-ld-plugin[rotated]')."
+            f'Install it ({how_to_install_mmrotate()}).'
         )
 
     return build

@@ -1,5 +1,6 @@
 """Students over MMRotate's configs: stock in everything but what the distillers add."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from ld_plugin import ConfigError, recipes
 from ld_plugin.dense.outputs import level_rows
 from ld_plugin.detectors import model_config
+from ld_plugin.packages import how_to_install_mmrotate
 from tests.dense.heads import rotated
 from tests.families import scope, tiny
 from tests.models import batch, build, losses, rotate, tiny_distilled
@@ -219,7 +221,7 @@ def test_a_horizontal_teacher_has_only_features() -> None:
 def test_mmrotate_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_config, 'is_installed', lambda name: name != 'mmrotate')
     name = 'mmrotate::rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py'
-    with pytest.raises(ConfigError, match=r"Install it \(pip install 'mmdet-ld-plugin\[rotated\]"):
+    with pytest.raises(ConfigError, match=re.escape(f'Install it ({how_to_install_mmrotate()})')):
         model_config.read_config(name)
     with pytest.raises(
         ConfigError, match=r"config\.default_scope: found 'mmrotate', .*\[rotated\]"
@@ -262,7 +264,7 @@ def test_without_mmrotate_configs_say_what_to_install(tmp_path: Path) -> None:
     command = [sys.executable, '-W', 'ignore', '-c', WITHOUT_MMROTATE, str(path), str(dumped)]
     root = Path(__file__).parents[2]
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    install = "Install it (pip install 'mmdet-ld-plugin[rotated]')."
+    install = f'Install it ({how_to_install_mmrotate()}).'
     *heads, base, whole = [line for line in said.splitlines() if line.endswith(install)]
     assert [line.split(', ')[0] for line in heads] == [
         'model.bbox_head.type: found DistributionRotatedRetinaHead',
