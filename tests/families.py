@@ -102,12 +102,18 @@ ROTATED_TWO_STAGE = {
     'rotated_faster_rcnn': 'rotated_faster_rcnn/rotated-faster-rcnn-le90_r50_fpn_1x_dota.py',
     'gliding_vertex': 'gliding_vertex/gliding-vertex-qbox_r50_fpn_1x_dota.py',
 }
+#: likewise, of a head whose boxes other heads refine
+REFINED = {
+    'r3det': 'r3det/r3det-refine-oc_r50_fpn_1x_dota.py',  # twice
+    's2anet': 's2anet/s2anet-le135_r50_fpn_1x_dota.py',
+}
 #: whose data sets are loaded as quadrilaterals
 QUADRILATERAL = ('gliding_vertex',)
 if not is_installed('mmrotate'):
     ROTATED.clear()
     OWN_ROTATED.clear()
     ROTATED_TWO_STAGE.clear()
+    REFINED.clear()
 ALL_ROTATED = (*ROTATED, *OWN_ROTATED)
 #: the stock loss of these has no operator for a CPU
 _ROTATED_IOU = ('rotated_atss', 'rotated_fcos', 'rotated_rtmdet')
@@ -119,8 +125,8 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
 
     Args:
         family: One of :data:`SINGLE_STAGE`, :data:`TWO_STAGE`, :data:`UNREAD`,
-            :data:`UNREAD_TWO_STAGE`, :data:`WITH_SOFTMAX`, :data:`ALL_ROTATED` or
-            :data:`ROTATED_TWO_STAGE`.
+            :data:`UNREAD_TWO_STAGE`, :data:`WITH_SOFTMAX`, :data:`ALL_ROTATED`,
+            :data:`ROTATED_TWO_STAGE` or :data:`REFINED`.
         num_classes: C.
         head: Other arguments of the dense head, such as ``stacked_convs``.
     """
@@ -131,8 +137,10 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     model = deepcopy(_stock_model(family))
     _BACKBONES.get(family, _narrow_resnet)(model)
     model.neck.out_channels = CHANNELS
-    dense = model.get('bbox_head') or model.rpn_head
+    dense = model[dense_head_name(model)]
     dense.update(in_channels=CHANNELS, feat_channels=CHANNELS)
+    for refining in model.get('bbox_head_refine', []):
+        _narrow_refine_head(refining, num_classes)
     if 'roi_head' in model:
         _narrow_roi_head(model, num_classes)
     else:
@@ -144,6 +152,17 @@ def tiny(family: str, num_classes: int = 3, **head: Any) -> ConfigDict:
     return model
 
 
+def dense_head_name(model: Mapping[str, Any]) -> str:
+    """The key of the dense head in a ``model``."""
+    return next(k for k in ('bbox_head', 'bbox_head_init', 'rpn_head') if k in model)
+
+
+def distilled_type(model: Mapping[str, Any]) -> str:
+    """The plugin's detector over a ``model``."""
+    kinds = dict(rpn_head='TwoStage', bbox_head_init='RefineSingleStage', bbox_head='SingleStage')
+    return f'mmdet.Distilled{kinds[dense_head_name(model)]}Detector'
+
+
 def scope(family: str) -> AbstractContextManager:
     """The registry's scope in which a family's models are built."""
     return DefaultScope.overwrite_default_scope(scope_name(family))
@@ -151,7 +170,7 @@ def scope(family: str) -> AbstractContextManager:
 
 def scope_name(family: str) -> str:
     """``default_scope`` of a family's configs."""
-    return 'mmrotate' if family in (*ALL_ROTATED, *ROTATED_TWO_STAGE) else 'mmdet'
+    return 'mmrotate' if family in (*ALL_ROTATED, *ROTATED_TWO_STAGE, *REFINED) else 'mmdet'
 
 
 def fit_boxes(family: str, data: Mapping[str, list]) -> None:
@@ -166,8 +185,9 @@ def fit_boxes(family: str, data: Mapping[str, list]) -> None:
 
 @cache
 def _stock_model(family: str) -> ConfigDict:
-    if family in ROTATED or family in ROTATED_TWO_STAGE:
-        return get_config(f'mmrotate::{(ROTATED | ROTATED_TWO_STAGE)[family]}').model
+    of_mmrotate = ROTATED | ROTATED_TWO_STAGE | REFINED
+    if family in of_mmrotate:
+        return get_config(f'mmrotate::{of_mmrotate[family]}').model
     return get_config((STOCK | TWO_STAGE | UNREAD | UNREAD_TWO_STAGE)[family]).model
 
 
@@ -194,6 +214,13 @@ def _narrow_roi_head(model: ConfigDict, num_classes: int) -> None:
         extractor.out_channels = CHANNELS
     for head in heads:
         head.update(in_channels=CHANNELS, fc_out_channels=64, num_classes=num_classes)
+
+
+def _narrow_refine_head(head: ConfigDict, num_classes: int) -> None:
+    head.update(
+        in_channels=CHANNELS, feat_channels=CHANNELS, num_classes=num_classes, stacked_convs=1
+    )
+    head.frm_cfg.feat_channels = CHANNELS
 
 
 _BACKBONES = dict(rtmdet=_narrow_csp, yolox=_narrow_csp, rotated_rtmdet=_narrow_csp)

@@ -33,9 +33,11 @@ from ld_plugin.losses.box import ROTATED as ROTATED_BOX_LOSSES
 from tests.dense.heads import build_head, rotated
 from tests.families import (
     ALL_ROTATED,
+    REFINED,
     ROTATED_TWO_STAGE,
     SINGLE_STAGE,
     TWO_STAGE,
+    distilled_type,
     fit_boxes,
     scope,
     scope_name,
@@ -109,6 +111,8 @@ def model_of(family: str) -> ConfigDict:
             value.num = 10**6  # all, for a random choice would differ from step to step
         if key == 'assigner' and family in IGNORING:
             value.ignore_iof_thr = 0.5
+    if family == 's2anet':  # untrained, it predicts boxes too far away to have overlaps
+        model.bbox_head_init.bbox_coder.target_stds = [0.1] * 5
     return model
 
 
@@ -131,8 +135,8 @@ def spec_of(family: str) -> HeadSpec:
     return replace(get_reader(build_head(family)).spec, rois=rois)
 
 
-ROTATED_FAMILIES = (*ROTATED, *ROTATED_TWO_STAGE)
-SPECS = {family: spec_of(family) for family in (*SINGLE_STAGE, *ALL_ROTATED, *TWO_STAGES)}
+ROTATED_FAMILIES = (*ROTATED, *REFINED, *ROTATED_TWO_STAGE)
+SPECS = {family: spec_of(family) for family in (*SINGLE_STAGE, *ALL_ROTATED, *REFINED, *TWO_STAGES)}
 #: heads that differ from one of the others in their coder or loss alone
 VARIANTS = [family for family in ALL_ROTATED if family not in ROTATED]
 #: with random weights, the stock losses of these are not finite, in the stock detectors either
@@ -172,8 +176,7 @@ def step_of(family: str) -> Step:
     model = model_of(family)
     config = dict(model=model, default_scope=scope_name(family))
     distilled = tiny_distilled(dict(config=config, checkpoint=None), recipes.fitnet, model)
-    kind = 'TwoStage' if family in TWO_STAGES else 'SingleStage'
-    distilled.type = f'mmdet.Distilled{kind}Detector'
+    distilled.type = distilled_type(model)
     data = batch(((128, 128), (96, 128)), objects=(3, 0))
     fit_boxes(family, data)
     with scope(family):
@@ -361,7 +364,7 @@ def test_unusual_objects(family: str, name: str, kind: str) -> None:
     for distiller in build_recipe(family, name).values():
         loss = distiller(context)
         assert loss.isfinite()
-        assert loss >= 0
+        assert loss >= -1e-6  # a divergence of nearly equal ranks is 0 but for rounding
         assert all(g.isfinite().all() for g in gradients(loss, predictions(context)))
 
 
@@ -417,9 +420,9 @@ def test_all_recipes_at_once_train(family: str) -> None:
         assert math.isfinite(value)
         assert found[key].item() == pytest.approx(value, rel=1e-3), key
     after = student.state_dict()
-    heads = ['rpn_head', 'roi_head'] if family in TWO_STAGES else ['bbox_head']
-    for part in ('backbone', 'neck', *heads):
-        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part))
+    for part, _ in stock.named_children():
+        weights = [key for key in after if key.startswith(f'{part}.')]
+        assert not weights or any(not torch.equal(before[key], after[key]) for key in weights)
     for key, value in step.teacher.state_dict().items():
         assert torch.equal(value, teacher_before[key])
 

@@ -10,6 +10,14 @@ __all__ = ['DistilledSingleStageDetector', 'DistilledTwoStageDetector', 'FrozenT
 if is_installed('mmrotate'):
     from mmrotate.registry import MODELS
 
+    from .refined import DistilledRefineSingleStageDetector
+
+    __all__ += ['DistilledRefineSingleStageDetector']
+
     # under both names, with and without 'mmdet.', as the rotated heads
-    for detector in (DistilledSingleStageDetector, DistilledTwoStageDetector):
+    for detector in (
+        DistilledRefineSingleStageDetector,
+        DistilledSingleStageDetector,
+        DistilledTwoStageDetector,
+    ):
         MODELS.register_module(module=detector)

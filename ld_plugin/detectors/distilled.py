@@ -264,7 +264,7 @@ class DistilledDetector:
         return any(d.reads_of_teacher != {'features'} for d in self.distillers.values())
 
     def _use_classes(self, names: Sequence[str] | None) -> None:
-        match = self.teacher.match_classes(names, self.spec.num_classes)
+        match = self.teacher.match_classes(names, self.spec.num_classes, self.dense_head_name)
         shared = self.spec.num_classes if match is None else len(match.student)
         for name, distiller in self.distillers.items():
             distiller.check_several_classes(

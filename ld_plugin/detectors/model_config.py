@@ -122,8 +122,12 @@ def student_model(config: Config) -> ConfigDict:
         model.pop('distillers')
         model.pop('teacher')
         # by their full name, for the config's default scope may be MMRotate's
-        kind = 'TwoStageDetector' if 'roi_head' in model else 'SingleStageDetector'
-        model['type'] = f'mmdet.{kind}'
+        kinds = dict(
+            roi_head='mmdet.TwoStageDetector',
+            bbox_head_init='mmrotate.RefineSingleStageDetector',
+        )
+        found = (kind for part, kind in kinds.items() if part in model)
+        model['type'] = next(found, 'mmdet.SingleStageDetector')
     return model
 
 

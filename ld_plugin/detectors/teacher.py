@@ -92,8 +92,9 @@ class FrozenTeacher:
     teacher was trained with. Its assigner and losses never run.
 
     Args:
-        model: A detector with ``backbone``, ``neck``, ``data_preprocessor`` and ``bbox_head``, or
-            of two stages, with ``rpn_head`` and ``roi_head``; it is changed in place.
+        model: A detector with ``backbone``, ``neck``, ``data_preprocessor`` and ``bbox_head`` (or
+            ``bbox_head_init``, whose boxes other heads refine), or of two stages, with ``rpn_head``
+            and ``roi_head``; it is changed in place.
         precision: ``'fp32'``, ``'bf16'`` or ``'fp16'`` for convolutions and matrix products.
         classes: Names of the classes, in the order of its outputs; None if unknown.
         image_scale: The images are enlarged by this factor for the teacher; its outputs are in
@@ -135,10 +136,11 @@ class FrozenTeacher:
                 f'model.teacher.class_map: found {class_map!r}, expected a dict from classes of '
                 "the student's to classes of the teacher's."
             )
-        name = 'rpn_head' if hasattr(model, 'roi_head') else 'bbox_head'
-        if not hasattr(model, name):
+        names = ['rpn_head'] if hasattr(model, 'roi_head') else ['bbox_head_init', 'bbox_head']
+        name = next((name for name in names if hasattr(model, name)), None)
+        if name is None:
             raise ConfigError(
-                f'model.teacher.config: {type(model).__name__} has no {name}, expected a '
+                f'model.teacher.config: {type(model).__name__} has no {names[-1]}, expected a '
                 'single-stage detector (bbox_head), or one of two stages (rpn_head, roi_head).'
             )
         self.classes = classes
@@ -277,13 +279,14 @@ class FrozenTeacher:
         return replace(spec, num_classes=student.num_classes)
 
     def match_classes(
-        self, student_classes: Sequence[str] | None, num_student_classes: int
+        self, student_classes: Sequence[str] | None, num_student_classes: int, head: str
     ) -> ClassMatch | None:
         """Pair the student's classes with the teacher's; None if all correspond in order.
 
         Args:
             student_classes: Names; None if unknown.
             num_student_classes: Their number.
+            head: The student's that says this number, for messages.
 
         Raises:
             ConfigError: No class has a partner, names are needed and not known, or the student has
@@ -293,7 +296,6 @@ class FrozenTeacher:
         mine, theirs = student_classes or num_student_classes, self.classes or count
         by_name = self.classes or self.class_map
         if student_classes and by_name and len(mine) != num_student_classes:
-            head = 'roi_head.bbox_head' if self.is_two_stage else 'bbox_head'
             raise ConfigError(
                 f'model.{head}.num_classes: found {num_student_classes}, expected {len(mine)}, as '
                 f'train_dataloader.dataset has the classes {tuple(mine)}. Correct it, or '

@@ -139,4 +139,5 @@ class DistilledTwoStageDetector(DistilledDetector, TwoStageDetector):
 
     def _use_classes(self, names: Sequence[str] | None) -> None:
         # the proposals' only class is the same for all detectors
-        self._roi_classes = self.teacher.match_classes(names, self.spec.rois.num_classes)
+        count = self.spec.rois.num_classes
+        self._roi_classes = self.teacher.match_classes(names, count, 'roi_head.bbox_head')

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ld_plugin.dense import DenseOutputs, HeadRecorder, Positions, get_reader
 from ld_plugin.dense.boxes import upright
-from tests.families import scope, tiny
+from tests.families import dense_head_name, scope, tiny
 
 #: height and width in pixels; the second image is padded to the size of the first
 IMAGES = (96, 128), (64, 96)
@@ -21,9 +21,10 @@ BATCH = 96, 128
 def head_config(family: str, **head: object) -> dict:
     """The config of a tiny model's dense head, with what the detector would add."""
     model = tiny(family, **head)
-    key = 'rpn_head' if 'rpn_head' in model else 'bbox_head'
+    key = dense_head_name(model)
+    part = dict(rpn_head='rpn', bbox_head_init='init').get(key)
     settings = {
-        name: model[name].get('rpn', model[name]) if model.get(name) else None
+        name: model[name].get(part, model[name]) if model.get(name) else None
         for name in ('train_cfg', 'test_cfg')
     }
     return {**model[key], **settings}

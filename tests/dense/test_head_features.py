@@ -18,7 +18,7 @@ from ld_plugin.dense.head_features import HeadFeatures, Tower, is_large
 from ld_plugin.dense.matching import ClassMatch, take_levels
 from ld_plugin.dense.readers.base import WITH_SEPARATE_BRANCHES
 from tests.dense.heads import build_head, random_features
-from tests.families import ALL_ROTATED, SINGLE_STAGE
+from tests.families import ALL_ROTATED, REFINED, SINGLE_STAGE
 
 STACKED = [family for family in SINGLE_STAGE if 'tood' not in family]
 DEPTH = 2
@@ -135,7 +135,7 @@ def counted_layers(head: nn.Module) -> Iterator[Counter]:
 
 
 @every_branch
-@pytest.mark.parametrize('family', [*STACKED, *ALL_ROTATED])
+@pytest.mark.parametrize('family', [*STACKED, *ALL_ROTATED, *REFINED])
 def test_a_branch_alone(family: str, branch: str) -> None:
     head = build_head(family, stacked_convs=DEPTH).eval()
     features = random_features(head)

@@ -43,11 +43,15 @@ from tests.dense.heads import (
     record_loss,
     rotated,
 )
-from tests.families import ALL_ROTATED, SINGLE_STAGE, tiny
+from tests.families import ALL_ROTATED, REFINED, SINGLE_STAGE, tiny
 
-FAMILIES = [*SINGLE_STAGE, 'faster_rcnn', *ALL_ROTATED]
+ROTATED = (*ALL_ROTATED, *REFINED)
+FAMILIES = [*SINGLE_STAGE, 'faster_rcnn', *ROTATED]
 FOCAL = dict(type='FocalLoss', use_sigmoid=True)
-ENCODED = ('RetinaHead', 'RPNHead', 'RotatedRetinaHead', 'AngleBranchRetinaHead')
+ENCODED = (
+    *('RetinaHead', 'RPNHead', 'RotatedRetinaHead', 'AngleBranchRetinaHead'),
+    *('R3Head', 'S2AHead'),
+)
 NOT_IN_BFLOAT16 = (
     *('tood', 'tood_anchors', 'vfnet'),
     *('rotated_retinanet_kfiou', 'rotated_atss', 'rotated_fcos', 'rotated_rtmdet'),
@@ -92,8 +96,8 @@ def test_spec(head: BaseDenseHead, family: str) -> None:
     assert spec.num_classes == (1 if family == 'faster_rcnn' else 3)
     assert spec.strides == tuple(head.prior_generator.strides)
     assert spec.num_base_priors == tuple(head.prior_generator.num_base_priors)
-    assert (spec.box_dim, spec.feature_channels) == (5 if family in ALL_ROTATED else 4, 32)
-    assert (spec.angle_version is None) == (family not in ALL_ROTATED)
+    assert (spec.box_dim, spec.feature_channels) == (5 if family in ROTATED else 4, 32)
+    assert (spec.angle_version is None) == (family not in ROTATED)
     assert (spec.num_bins is not None) == ('distributions' in spec.offers)
     assert spec.centre_offset == (0.5 if 'fcos' in family else 0)
     assert 'matched_gts' in spec.extras

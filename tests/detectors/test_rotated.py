@@ -103,7 +103,12 @@ def test_a_distilled_student_teaches_in_its_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ('family', 'kind'), [('rotated_retinanet', 'SingleStage'), ('oriented_rcnn', 'TwoStage')]
+    ('family', 'kind'),
+    [
+        ('rotated_retinanet', 'SingleStage'),
+        ('oriented_rcnn', 'TwoStage'),
+        ('s2anet', 'RefineSingleStage'),
+    ],
 )
 def test_detectors_are_found_without_their_package(family: str, kind: str) -> None:
     model = distilled(recipes.fitnet, teacher=tiny(family), student=family)
@@ -129,6 +134,7 @@ model = dict(
     [
         ('rotated_atss/rotated-atss-le90_r50_fpn_1x_dota.py', 'SingleStage', 'bckd'),
         ('roi_trans/roi-trans-oc_r50_fpn_1x_dota.py', 'TwoStage', 'defeat_two_stage'),
+        ('r3det/r3det-oc_r50_fpn_1x_dota.py', 'RefineSingleStage', 'pkd'),
     ],
 )
 def test_a_few_lines_over_a_stock_config(name: str, kind: str, recipe: str, tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ WITH_SEPARATE_BRANCHES = frozenset(
         'FCOSHead',
         'GFLHead',
         'PAAHead',
+        'R3Head',
         'RetinaHead',
         'RotatedATSSHead',
         'RotatedFCOSHead',
         'RotatedRetinaHead',
+        'S2AHead',
         'YOLOXHead',
     }
 )
