@@ -10,7 +10,8 @@ from .distilled import DistilledDetector, check_parts
 
 _ADVICE = (
     'DistilledSingleStageDetector works over configs such as mmdet::gfl/gfl_r50_fpn_1x_coco.py, '
-    'DistilledTwoStageDetector over Faster R-CNN.'
+    'DistilledTwoStageDetector over Faster R-CNN, DistilledRefineSingleStageDetector over '
+    "MMRotate's R3Det and S2ANet."
 )
 _SYNCHRONISED = (
     " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "

@@ -150,4 +150,6 @@ def test_parts_of_another_detector_are_refused() -> None:
     )
     model = distilled('s2anet', 's2anet')
     model.type = distilled_type(tiny('rotated_retinanet'))
-    assert 'model: found no bbox_head, bbox_head_init, bbox_head_refine; ' in refusal(model)
+    found = refusal(model)
+    assert 'model: found no bbox_head, bbox_head_init, bbox_head_refine; ' in found
+    assert found.endswith("DistilledRefineSingleStageDetector over MMRotate's R3Det and S2ANet.")
