@@ -971,7 +971,8 @@ def test_what_the_teacher_does_not_know_is_said_once() -> None:
     model = build(tiny_distilled(teacher_named('star', 'circle', 'square'), ld_kd))
     with pytest.warns(UserWarning, match=r"not distilled: \['moon'\]"):
         model.match_classes(names)
-    with warnings.catch_warnings(action='error'):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
         model.match_classes(list(names))
 
 
