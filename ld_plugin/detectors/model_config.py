@@ -114,7 +114,11 @@ def _missing_import(config: str | Path, error: ImportError) -> ConfigError:
 
 
 def student_model(config: Config) -> ConfigDict:
-    """The ``model`` of a config without distillation: a distilled student can teach in its turn."""
+    """The ``model`` of a config without distillation: a distilled student can teach in its turn.
+
+    So can one of MMDetection's own distillation (``KnowledgeDistillationSingleStageDetector``,
+    ``LAD``), whose head predicts as the one that it is derived from.
+    """
     model = config.model.copy()
     if config.get('data_preprocessor') is not None:  # as mmengine's runner takes it
         model.setdefault('data_preprocessor', config.data_preprocessor)
@@ -128,6 +132,10 @@ def student_model(config: Config) -> ConfigDict:
         )
         found = (kind for part, kind in kinds.items() if part in model)
         model['type'] = next(found, 'mmdet.SingleStageDetector')
+    elif others := [key for key in model if key.startswith('teacher_')]:
+        for key in (*others, 'eval_teacher'):
+            model.pop(key, None)
+        model['type'] = 'mmdet.SingleStageDetector'
     return model
 
 

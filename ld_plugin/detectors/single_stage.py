@@ -1,11 +1,15 @@
 """Any stock single-stage detector as a student."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
+from torch import nn
 
+from ..dense import registered_heads
+from ..errors import ConfigError
 from .distilled import DistilledDetector, check_parts
 
 _ADVICE = (
@@ -13,9 +17,16 @@ _ADVICE = (
     'DistilledTwoStageDetector over Faster R-CNN, DistilledRefineSingleStageDetector over '
     "MMRotate's R3Det and S2ANet."
 )
-_SYNCHRONISED = (
-    " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "
-    'synchronises batch norm.'
+#: what to do about a part that the stock detector's subclasses take
+_INSTEAD = dict(
+    use_syncbn=(
+        " In place of use_syncbn set sync_bn='torch' in the config itself; mmengine's runner then "
+        'synchronises batch norm.'
+    ),
+    teacher_config=(
+        " MMDetection's own distillation is said otherwise here: "
+        'teacher=dict(config=teacher_config, checkpoint=teacher_ckpt).'
+    ),
 )
 
 
@@ -56,7 +67,7 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
             dict(backbone=backbone, bbox_head=bbox_head),
             unsupported,
             'plain single-stage detector: backbone, neck, bbox_head',
-            _ADVICE + (_SYNCHRONISED if 'use_syncbn' in unsupported else ''),
+            _ADVICE + ''.join(_INSTEAD[part] for part in _INSTEAD if part in unsupported),
         )
         super().__init__(
             backbone=backbone,
@@ -67,4 +78,18 @@ class DistilledSingleStageDetector(DistilledDetector, SingleStageDetector):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        _check_loss(self.bbox_head)
         self.learn_from(teacher, distillers)
+
+
+def _check_loss(head: nn.Module) -> None:
+    """Refuse heads, such as ``LDHead``, to which a detector of their own gives something more."""
+    given = signature(head.loss).parameters.values()
+    needed = [p.name for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(needed) > 2:  # features and samples
+        names = [cls.__name__ for cls in type(head).__mro__]
+        base = next((name for name in names if name in registered_heads()), 'GFLHead')
+        raise ConfigError(
+            f'model.bbox_head.type: found {names[0]}, whose loss takes {", ".join(needed)}, which '
+            f'its own detector gives it. Expected a head of a plain single-stage detector: {base}.'
+        )
